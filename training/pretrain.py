@@ -1,0 +1,253 @@
+"""Masked-language-model pre-training of a small BERT from random weights, vocabulary included.
+
+    python -m training.pretrain --text DIR --out runs/mini/pretrain
+
+Reads text files (one paragraph a line, .txt, .txt.gz or .txt.xz), writes vocab.txt, config.json and
+model.safetensors. Started again, it goes on where it was; finished, it does nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import math
+import string
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
+
+from jacolbert_rag.config import EncoderConfig
+from jacolbert_rag.encode import checkpoint
+from jacolbert_rag.encode.tokens import CLS, MASK, PAD, SEP, UNK, JapaneseTokenizer, WordSegmenter, clean
+from training.state import load_state, save_state
+
+# The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
+SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
+UNMASKED_SHARE = 0.1  # of the positions to predict, left as they are, so that real tokens are read too
+
+console = Console(stderr=True)
+
+
+def main(
+    text: Annotated[Path, typer.Option(help="folder of text files, one paragraph a line")],
+    out: Annotated[Path, typer.Option(help="folder of the pre-trained backbone")],
+    weights: Annotated[
+        str, typer.Option(help="share of each source to use, PREFIX=SHARE,...; 1 where none is named")
+    ] = "",
+    vocab_size: int = 16_384,
+    hidden: int = 256,
+    layers: int = 4,
+    heads: int = 4,
+    length: Annotated[int, typer.Option(help="tokens of a sequence, [CLS] and [SEP] included")] = 320,
+    batch: Annotated[int, typer.Option(help="sequences of a step")] = 32,
+    steps: int = 2_000,
+    learning_rate: float = 1e-3,
+    warmup: Annotated[float, typer.Option(help="share of the steps with a rising rate")] = 0.04,
+    mask_share: float = 0.2,
+    save_every: int = 100,
+    limit: Annotated[int | None, typer.Option(help="lines of each file, for a quick try")] = None,
+    seed: int = 12345,
+) -> None:
+    """Learn a vocabulary and a backbone from text."""
+    if (out / checkpoint.WEIGHTS_FILE).exists():
+        console.print(f"{out} is finished: nothing to do.")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    shares = {k: float(v) for k, v in (pair.split("=") for pair in weights.split(",") if pair)}
+    paths = sorted(p for p in text.iterdir() if ".txt" in p.suffixes)
+
+    def paragraphs(label: str) -> Iterator[str]:
+        rng = np.random.default_rng(seed)
+        for path in track(paths, label, console=console):
+            share = next((s for prefix, s in shares.items() if path.name.startswith(prefix)), 1.0)
+            yield from (line for line in read_lines(path, limit) if rng.random() < share)
+
+    vocab = learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
+    stream = tokenize(out / "tokens.npy", paragraphs, vocab, seed)
+    console.print(f"{len(vocab):,} tokens in the vocabulary, {len(stream):,} tokens of text")
+
+    torch.manual_seed(seed)
+    # Denormals make a step several times slower on a CPU.
+    torch.set_flush_denormal(True)
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=512,
+        hidden_dropout_prob=0.0,  # less than one pass over the text leaves nothing to overfit
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+    model = BertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(
+        _groups(model), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    step = load_state(out / "state", model, optimizer)
+    started, seen = time.monotonic(), 0
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        while step < steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * schedule(step / steps, warmup)
+            ids, targets = masked_batch(stream, step, batch, length, mask_share, len(vocab), seed)
+            loss = masked_loss(model, ids, targets)
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"The loss is {loss.item()} at step {step}; lower --learning-rate.")
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            seen += ids.numel()
+            row = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "tokens_per_s": round(seen / (time.monotonic() - started)),
+            }
+            log.write(json.dumps(row) + "\n")
+            if step % save_every == 0:
+                log.flush()
+                save_state(out / "state", model, optimizer, step)
+                console.print(f"step {step}/{steps}: loss {row['loss']}, {row['tokens_per_s']:,} tokens/s")
+    write_backbone(out, model, list(vocab))
+    console.print(f"Backbone written to {out}.")
+
+
+def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], size: int) -> list[str]:
+    """A WordPiece vocabulary over MeCab words: special tokens, all ASCII punctuation, then pieces."""
+    if path.exists():
+        cached: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return cached
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    segmenter = WordSegmenter()
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*SPECIAL_TOKENS, *string.punctuation],
+        limit_alphabet=4_000,
+        show_progress=False,
+    )
+    segmented = (" ".join(segmenter.words(clean(line))) for line in paragraphs("vocabulary"))
+    tokenizer.train_from_iterator(segmented, trainer)
+    found = tokenizer.get_vocab()
+    vocab = sorted(found, key=found.__getitem__)
+    path.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    return vocab
+
+
+def tokenize(
+    path: Path, paragraphs: Callable[[str], Iterator[str]], vocab: list[str], seed: int
+) -> npt.NDArray[np.uint16]:
+    """(n_tokens,) ids of all paragraphs, shuffled, each closed by [SEP]."""
+    if not path.exists():
+        tokenizer = JapaneseTokenizer(vocab, EncoderConfig())
+        rows = [
+            np.array([*tokenizer.word_ids(line), tokenizer.sep_id], dtype=np.uint16)
+            for line in paragraphs("tokens")
+        ]
+        order = np.random.default_rng(seed).permutation(len(rows))
+        np.save(path, np.concatenate([rows[i] for i in order]))
+    stream: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    return stream
+
+
+def masked_batch(
+    stream: npt.NDArray[np.uint16],
+    step: int,
+    batch: int,
+    length: int,
+    mask_share: float,
+    vocab_size: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """The batch of one step: windows of the stream in a seeded order, so that a resumed run repeats none.
+
+    Returns:
+        (batch, length) int64 ids with [MASK]s, and (batch, length) int64 targets, -100 where nothing
+        is predicted.
+    """
+    body = length - 2
+    n_windows = len(stream) // body
+    if n_windows < 1:
+        raise ValueError(f"The text has {len(stream)} tokens, fewer than one sequence of {length}.")
+    epoch_order = np.random.default_rng((seed, (step * batch) // n_windows)).permutation(n_windows)
+    picked = [epoch_order[(step * batch + i) % n_windows] for i in range(batch)]
+    ids = np.empty((batch, length), dtype=np.int64)
+    ids[:, 0], ids[:, -1] = SPECIAL_TOKENS.index(CLS), SPECIAL_TOKENS.index(SEP)
+    for row, window in enumerate(picked):
+        ids[row, 1:-1] = stream[window * body : (window + 1) * body]
+    rng = np.random.default_rng((seed, step, 1))
+    predicted = (rng.random(ids.shape) < mask_share) & (ids >= len(SPECIAL_TOKENS))
+    targets = np.where(predicted, ids, -100)
+    hidden = predicted & (rng.random(ids.shape) >= UNMASKED_SHARE)
+    ids[hidden] = SPECIAL_TOKENS.index(MASK)
+    return torch.from_numpy(ids), torch.from_numpy(targets)
+
+
+def masked_loss(model: BertForMaskedLM, ids: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy over the hidden tokens; the vocabulary's logits are computed for those alone."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.bert(ids).last_hidden_state
+        chosen = targets != -100
+        logits = model.cls(hidden[chosen])
+    return nn.functional.cross_entropy(logits.float(), targets[chosen])
+
+
+def schedule(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine fall to a fiftieth."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+
+
+def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> None:
+    """Write `bert.*` weights, config.json and the tokenizer's files."""
+    checkpoint.write_tokenizer(folder, vocab)
+    (folder / checkpoint.CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
+    tensors = {f"bert.{k}": v.contiguous() for k, v in model.bert.state_dict().items()}
+    save_file(tensors, folder / checkpoint.WEIGHTS_FILE)
+
+
+def read_lines(path: Path, limit: int | None = None) -> Iterator[str]:
+    """Lines of a text file, packed or not, empty ones left out."""
+    with open_text(path) as file:
+        for i, line in enumerate(file):
+            if limit is not None and i >= limit:
+                return
+            if line.strip():
+                yield line
+
+
+def open_text(path: Path) -> TextIO:
+    """Open .gz, .xz or plain UTF-8 text for reading."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _groups(model: nn.Module) -> list[dict[str, object]]:
+    """Weight decay for matrices, none for biases and norms."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+
+if __name__ == "__main__":
+    typer.run(main)
