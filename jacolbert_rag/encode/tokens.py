@@ -33,7 +33,7 @@ MAX_CHARS_PER_TOKEN = 64
 # Control characters that stand between words become a space (tab, line ends, vertical tab, form
 # feed, file separators, next line); all others vanish, so that a NUL inside a word does not split it.
 _SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85"
-_CLEANED = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord(c): " " for c in _SPACES}
+_CLEANED = dict.fromkeys((*range(32), *range(127, 160))) | {ord(c): " " for c in _SPACES}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jacolbert_rag.datatypes import FloatArray, TokenEmbeddings
+from jacolbert_rag.datatypes import FloatArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_CELLS = 4_000_000
 
 
-def maxsim(query: FloatArray, docs: TokenEmbeddings) -> FloatArray:
+def maxsim(query: TokenArray, docs: TokenEmbeddings) -> FloatArray:
     """Late-interaction score of one query against each document.
 
     Sums, over query tokens, the best dot product among the document's tokens (ColBERT, 2020, eq. 3).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jacolbert_rag.config import PoolingConfig
-from jacolbert_rag.datatypes import FloatArray, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray, TokenEmbeddings, offsets_of
 
 N_ITERATIONS = 5  # of k-means: the share of tokens that change their cluster is below 5% by then
 MAX_CELLS = 8_000_000  # similarities held at once, as float32: 32 MB
@@ -33,7 +33,7 @@ def pool_documents(docs: TokenEmbeddings, config: PoolingConfig) -> TokenEmbeddi
     return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled]))
 
 
-def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
+def _pool_document(tokens: TokenArray, config: PoolingConfig) -> TokenArray:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     kept, rest = tokens[: config.protected], tokens[config.protected :]

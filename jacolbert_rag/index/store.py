@@ -6,7 +6,7 @@
     embeddings/NAME.offsets.npy  (n_rows + 1,) int64
 
 A segment's files are whole before the transaction that names them commits, so a kill at any moment
-leaves either the old state or the new one, and at worst files that nobody names; opening removes them.
+leaves either the old state or the new one, and at worst files that nobody names; the next writer removes them.
 A document's row is its number in order of arrival. Rows are never used twice: a deleted or replaced
 document leaves a dead row.
 """
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jacolbert_rag.config import StoreConfig
-from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import Document, IntArray, TokenEmbeddings, offsets_of
 from jacolbert_rag.errors import (
     IndexCorruptError,
     IndexMismatchError,
@@ -83,6 +83,7 @@ class Store:
         self.dim = int(manifest["dim"])
         self.dtype = np.dtype(StoreConfig.from_json(manifest["store"]).dtype)
         self._sql = _connect(folder / DOCUMENTS_FILE, durable=durable)
+        self._swept = False
         # One connection serves all threads, one statement at a time.
         self._sql_lock = threading.RLock()
         self._segments = [self._segment(*row) for row in self._query(
@@ -133,14 +134,12 @@ class Store:
         if not (folder / DOCUMENTS_FILE).is_file():
             raise _missing(folder / DOCUMENTS_FILE)
         try:
-            store = cls(folder, manifest, durable=True)
+            return cls(folder, manifest, durable=True)
         except (sqlite3.DatabaseError, KeyError, TypeError) as error:
             raise IndexCorruptError(
                 f"{folder / DOCUMENTS_FILE} is not readable ({error}). Restore the index folder from a "
                 "copy, or build it anew from the documents."
             ) from error
-        store._remove_orphans()
-        return store
 
     def __len__(self) -> int:
         """Live documents."""
@@ -169,6 +168,8 @@ class Store:
         """
         if not documents:
             return np.empty(0, dtype=np.int64)
+        if not self._swept:
+            self._remove_orphans()
         first = self.n_rows
         rows = np.arange(first, first + len(documents), dtype=np.int64)
         flat = np.ascontiguousarray(embeddings.flat, dtype=self.dtype)
@@ -239,7 +240,8 @@ class Store:
         if not len(used):
             return TokenEmbeddings(np.empty((0, self.dim), dtype=self.dtype), offsets_of([]))
         parts = [
-            self._segments[i].embeddings.take(rows[which == i] - self._segments[i].first_row) for i in used
+            self._segments[i].embeddings.take(rows[which == i] - self._segments[i].first_row)
+            for i in used.tolist()
         ]
         if len(parts) == 1:
             return parts[0]
@@ -256,11 +258,11 @@ class Store:
         Raises:
             InvalidInputError: the folder holds something that is no index.
         """
-        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
-            if not folder.is_dir() or any(folder.iterdir()):
-                raise InvalidInputError(
-                    f"{folder} exists and is no index, so it is left as it is. Name a new folder."
-                )
+        is_index = (folder / MANIFEST_FILE).is_file()
+        if folder.exists() and not is_index and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidInputError(
+                f"{folder} exists and is no index, so it is left as it is. Name a new folder."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
@@ -323,9 +325,11 @@ class Store:
             return self._sql.execute(sql, values).fetchall()
 
     def _remove_orphans(self) -> None:
+        """Remove what a killed writer left; done by writers only, since a reader may be another process."""
+        self._swept = True
         named = {segment.name for segment in self._segments}
         for path in (self.folder / EMBEDDINGS_FOLDER).iterdir():
-            if path.name.split(".")[0] not in named:
+            if path.name.lstrip(".").split(".")[0] not in named or path.name.startswith("."):
                 path.unlink(missing_ok=True)
 
     def _remove_files(self, name: str) -> None:

@@ -1,0 +1,78 @@
+"""A tiny real ColBERT, and the folder of real data where it lies beside the checkout."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from jacolbert_rag import EncoderConfig, JaColBERTRetriever
+from jacolbert_rag.encode import checkpoint
+from jacolbert_rag.encode.model import ColBERT
+from jacolbert_rag.encode.tokens import CLS, MASK, PAD, SEP, UNK, JapaneseTokenizer, WordSegmenter, clean
+
+SENTENCES = [
+    "琵琶湖は滋賀県にある日本で最も大きな湖である。",
+    "富士山は静岡県と山梨県にまたがる、標高3,776メートルの火山だ。",
+    "東京は日本の首都で、人口は約1,400万人に達する。",
+    "京都の金閣寺は、足利義満が建てた山荘を前身とする。",
+    "北海道では、冬になると気温が氷点下20度を下回る町がある。",
+    "サーバーの再起動は、情報システム部の担当者が行う。",
+    "時々、カフェでコーヒーを飲みながら本を読む。",
+    "この記事は「JaColBERT」について(簡単に)説明します!",
+    "𠮷野家で牛丼を食べた。",
+    "経費の精算は翌月5日までに申請してください。",
+]
+
+
+def tiny_vocab() -> list[str]:
+    """Special tokens, ASCII punctuation, the words of SENTENCES, and their characters as pieces."""
+    segmenter = WordSegmenter()
+    words = [word for sentence in SENTENCES for word in segmenter.words(clean(sentence))]
+    chars = sorted({char for word in words for char in word} | set(string.ascii_letters + string.digits))
+    tokens = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10)), *string.punctuation]
+    tokens += [*words, *chars, *("##" + char for char in chars)]
+    return list(dict.fromkeys(tokens))
+
+
+def write_tiny_checkpoint(folder: Path, *, seed: int = 0, document_length: int = 64) -> Path:
+    """A two-layer ColBERT of random weights, written as a real checkpoint."""
+    torch.manual_seed(seed)
+    vocab = tiny_vocab()
+    backbone = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.5,  # large weights, so that random embeddings tell texts apart
+    )
+    config = EncoderConfig(dim=16, document_length=document_length, max_positions=128)
+    model = ColBERT(backbone, dim=config.dim)
+    checkpoint.save(folder, model, JapaneseTokenizer(vocab, config), dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny checkpoint, shared: never write to it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def retriever(tiny_model: Path) -> JaColBERTRetriever:
+    """An empty index with the tiny checkpoint."""
+    return JaColBERTRetriever.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real Japanese retrieval sets; skips where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
