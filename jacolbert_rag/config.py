@@ -64,8 +64,7 @@ class EncoderConfig(_Config):
         fixed = re.fullmatch(r"fixed:(\d+)", self.query_length)
         self._require(
             "query_length",
-            self.query_length == "paper"
-            or (fixed is not None and 3 < int(fixed[1]) <= self.max_positions),
+            self.query_length == "paper" or (fixed is not None and 3 < int(fixed[1]) <= self.max_positions),
             f"'paper', or 'fixed:N' with N from 4 to {self.max_positions}",
         )
 

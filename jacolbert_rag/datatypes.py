@@ -36,9 +36,7 @@ class Document:
     title: str = ""
 
     @classmethod
-    def from_text(
-        cls, text: str, metadata: Mapping[str, Any] | None = None, title: str = ""
-    ) -> Document:
+    def from_text(cls, text: str, metadata: Mapping[str, Any] | None = None, title: str = "") -> Document:
         """A document whose id is derived from its content, so that adding it twice stores it once."""
         content = json.dumps(
             [title, text, dict(metadata or {})], ensure_ascii=True, sort_keys=True, default=str

@@ -301,9 +301,7 @@ class JaColBERTRetriever:
                 found = [self._search_candidates(query, k) for query in embedded]
             return [self._hits(rows, scores) for rows, scores in found]
 
-    def rerank(
-        self, query: str, documents: Iterable[str | Document], k: int | None = None
-    ) -> list[Hit]:
+    def rerank(self, query: str, documents: Iterable[str | Document], k: int | None = None) -> list[Hit]:
         """Order documents that came from elsewhere; nothing is stored.
 
         Args:
@@ -376,9 +374,7 @@ class JaColBERTRetriever:
         found = []
         for start in range(0, len(queries), SEARCH_QUERIES):
             batch = queries.take(range(start, min(start + SEARCH_QUERIES, len(queries))))
-            scores = np.concatenate(
-                [maxsim_many(batch, block) for _, block in self._store.blocks()], axis=1
-            )
+            scores = np.concatenate([maxsim_many(batch, block) for _, block in self._store.blocks()], axis=1)
             scores[:, ~self._store.live] = -np.inf
             found += [_best(np.arange(len(row)), row, k) for row in scores]
         return found

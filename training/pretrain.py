@@ -31,10 +31,12 @@ from transformers import BertConfig, BertForMaskedLM
 from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.tokens import CLS, MASK, PAD, SEP, UNK, JapaneseTokenizer, WordSegmenter, clean
+from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.state import load_state, save_state
 
 # The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
 SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
+EMBEDDING_NORM = 0.5  # of a token and of a position; BERT's random rows of 256 have 0.32
 UNMASKED_SHARE = 0.1  # of the positions to predict, left as they are, so that real tokens are read too
 
 console = Console(stderr=True)
@@ -93,6 +95,8 @@ def main(
         pad_token_id=0,
     )
     model = BertForMaskedLM(config).train()
+    if not (out / "state").exists():
+        start_from_counts(model, stream, seed)
     optimizer = torch.optim.AdamW(
         _groups(model), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -164,6 +168,22 @@ def tokenize(
         np.save(path, np.concatenate([rows[i] for i in order]))
     stream: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return stream
+
+
+@torch.no_grad()
+def start_from_counts(model: BertForMaskedLM, stream: npt.NDArray[np.uint16], seed: int) -> None:
+    """Give the network what can be counted: token frequencies, company of tokens, nearness of positions."""
+    n_vocab, hidden = model.bert.embeddings.word_embeddings.weight.shape
+    n_special = len(SPECIAL_TOKENS)
+    counted = cooccurrence_embeddings(stream, n_vocab, hidden, n_special=n_special, seed=seed)
+    embeddings = model.bert.embeddings
+    # Random rows stay underneath, so that tokens that never occur differ still.
+    embeddings.word_embeddings.weight += EMBEDDING_NORM * torch.from_numpy(counted)
+    positions = sinusoidal_positions(model.config.max_position_embeddings, hidden)
+    embeddings.position_embeddings.weight.copy_(EMBEDDING_NORM * torch.from_numpy(positions))
+    counts = np.bincount(stream, minlength=n_vocab)[:n_vocab] + 1.0
+    counts[:n_special] = 1.0  # special tokens are never to be predicted
+    model.cls.predictions.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 
 
 def masked_batch(

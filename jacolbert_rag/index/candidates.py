@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from jacolbert_rag.config import CandidateConfig
-from jacolbert_rag.datatypes import BoolArray, FloatArray, IdArray, IntArray, TokenArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import (
+    BoolArray,
+    FloatArray,
+    IdArray,
+    IntArray,
+    TokenArray,
+    TokenEmbeddings,
+    offsets_of,
+)
 from jacolbert_rag.errors import InvalidInputError
 
 STATE_FILE = "state.json"
@@ -71,7 +79,12 @@ class Candidates:
     """Proposes documents for a query. Not thread-safe while documents are added."""
 
     def __init__(
-        self, voyager_index: Any, parts: list[Postings], n_rows: int, n_built_tokens: int, config: CandidateConfig
+        self,
+        voyager_index: Any,
+        parts: list[Postings],
+        n_rows: int,
+        n_built_tokens: int,
+        config: CandidateConfig,
     ) -> None:
         """Take finished parts; use `build` or `load`."""
         self.config = config
@@ -217,9 +230,7 @@ class Candidates:
                 return None
             index = voyager.Index.load(str(folder / VOYAGER_FILE))
             with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
-                parts = [
-                    Postings(arrays[f"rows{i}"], arrays[f"offsets{i}"]) for i in range(state["n_parts"])
-                ]
+                parts = [Postings(arrays[f"rows{i}"], arrays[f"offsets{i}"]) for i in range(state["n_parts"])]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, InvalidInputError):
             return None
         if len(index) != state["n_pooled"]:

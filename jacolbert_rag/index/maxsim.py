@@ -72,11 +72,12 @@ def maxsim_many(queries: TokenEmbeddings, docs: TokenEmbeddings) -> FloatArray:
     return scores
 
 
-def maxsim_padded(queries: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
+def maxsim_padded(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
     """Late-interaction scores with gradients, for training; equal to `maxsim_many`.
 
     Args:
-        queries: (n_queries, q_tokens, dim); every token counts.
+        queries: (n_queries, q_tokens, dim), padded.
+        queries_kept: (n_queries, q_tokens) bool, False at padding; [MASK]s count.
         docs: (n_docs, d_tokens, dim), padded.
         docs_kept: (n_docs, d_tokens) bool, False at padding and skipped punctuation.
 
@@ -88,4 +89,5 @@ def maxsim_padded(queries: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
     similarities = torch.einsum("qid,njd->qnij", queries, docs).float()
     # The dtype's minimum, not 0: similarities may be negative, and padding must never win.
     floor = torch.finfo(similarities.dtype).min
-    return similarities.masked_fill(~docs_kept[None, :, None, :], floor).amax(-1).sum(-1)
+    best = similarities.masked_fill(~docs_kept[None, :, None, :], floor).amax(-1)
+    return best.masked_fill(~queries_kept[:, None, :], 0.0).sum(-1)

@@ -86,9 +86,12 @@ class Store:
         self._swept = False
         # One connection serves all threads, one statement at a time.
         self._sql_lock = threading.RLock()
-        self._segments = [self._segment(*row) for row in self._query(
-            "SELECT name, first_row, n_rows, n_tokens FROM segments ORDER BY first_row"
-        )]
+        self._segments = [
+            self._segment(*row)
+            for row in self._query(
+                "SELECT name, first_row, n_rows, n_tokens FROM segments ORDER BY first_row"
+            )
+        ]
         self.live = np.zeros(self.n_rows, dtype=np.bool_)
         rows = np.array([row for (row,) in self._query("SELECT row FROM documents")], dtype=np.int64)
         gaps = [s for s, t in zip(self._segments, self._segments[1:], strict=False) if s.stop != t.first_row]

@@ -1,0 +1,119 @@
+"""Measures of a run against qrels, per query first; the arithmetic is ranx's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from jacolbert_rag.errors import OptionalDependencyError
+
+MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
+
+# nDCG is ranx's "ndcg": linear gain, and the ideal is cut at k too (trec_eval's ndcg_cut).
+_RANX_NAMES = {"nDCG": "ndcg", "MRR": "mrr", "Recall": "recall"}
+
+
+def load_ranx() -> Any:
+    """The ranx package; its import takes seconds, and its very first use compiles for some more.
+
+    Raises:
+        OptionalDependencyError: it is not installed.
+    """
+    try:
+        import ranx
+    except ModuleNotFoundError as error:
+        if error.name != "ranx":
+            raise
+        raise OptionalDependencyError(
+            "Measures are computed by ranx, which is not installed. Run: pip install 'jacolbert-rag[evals]'"
+        ) from error
+    return ranx
+
+
+def per_query(
+    qrels: Mapping[str, Mapping[str, int]],
+    run: Mapping[str, Mapping[str, float]],
+    measures: Sequence[str] = MEASURES,
+) -> dict[str, dict[str, float]]:
+    """The value of each measure for each query.
+
+    Args:
+        qrels: query id -> document id -> score; above 0 is relevant.
+        run: query id -> document id -> score. The highest score is first; of equal scores, the
+            document that the run names first. Queries that are not in qrels are passed over.
+        measures: "nDCG@k", "MRR@k" or "Recall@k".
+
+    Returns:
+        Measure -> query id -> value within [0, 1], for every query of qrels, in its order. A query
+        without results, or without relevant documents, has 0.
+
+    Raises:
+        ValueError: a measure is unknown, or a score is NaN.
+    """
+    names = {measure: _ranx_name(measure) for measure in measures}
+    relevant = {
+        id: {doc: score for doc, score in judged.items() if score > 0} for id, judged in qrels.items()
+    }
+    # ranx takes neither empty judgements nor, all together, empty results: what they count is known.
+    answered = [id for id in qrels if relevant[id] and run.get(id)]
+    found: Mapping[str, Mapping[str, Any]] = {}
+    if answered:
+        found = _evaluate(
+            {id: relevant[id] for id in answered},
+            {id: _by_rank(id, run[id]) for id in answered},
+            list(names.values()),
+        )
+    return {
+        measure: {id: float(found[name][id]) if id in set_ else 0.0 for id in qrels}
+        for set_ in [frozenset(answered)]
+        for measure, name in names.items()
+    }
+
+
+def mean(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each measure over all queries that `per_query` was given.
+
+    Raises:
+        ValueError: there are no queries.
+    """
+    if not all(values.values()):
+        raise ValueError("there are no queries to take a mean of; qrels must name at least one.")
+    return {measure: fmean(per_id.values()) for measure, per_id in values.items()}
+
+
+def _ranx_name(measure: str) -> str:
+    kind, _, k = measure.partition("@")
+    if kind not in _RANX_NAMES or not k.isdecimal() or int(k) < 1:
+        raise ValueError(
+            f"the measure {measure!r} is unknown; expected {', '.join(f'{n}@k' for n in _RANX_NAMES)}."
+        )
+    return f"{_RANX_NAMES[kind]}@{int(k)}"
+
+
+def _by_rank(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """The same ranking with scores n, n - 1, …, so that ranx has no ties to break."""
+    if any(math.isnan(score) for score in scores.values()):
+        raise ValueError(f"the run of query {query_id!r} has a NaN among its scores, and so no order.")
+    ranking = sorted(scores, key=lambda doc: -scores[doc])  # stable: ties stay in the run's order
+    return {doc: float(len(ranking) - i) for i, doc in enumerate(ranking)}
+
+
+def _evaluate(
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], names: list[str]
+) -> Mapping[str, Mapping[str, Any]]:
+    """ranx's values by name and query id."""
+    ranx = load_ranx()
+    import numba
+
+    # Qrels and Run sort by query id; raw dicts would be paired by position.
+    scored = ranx.Run(run)
+    n_threads = numba.get_num_threads()
+    try:
+        ranx.evaluate(ranx.Qrels(qrels), scored, names, return_mean=False)
+    finally:
+        # Below ten queries ranx sets one thread for the whole process, and never restores it.
+        numba.set_num_threads(n_threads)
+    values: Mapping[str, Mapping[str, Any]] = scored.scores
+    return values

@@ -1,0 +1,363 @@
+"""LlamaIndex's retriever and node postprocessor over a JaColBERTRetriever.
+
+Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`. A node is stored whole, so it comes
+back with its id, metadata, relationships and excluded keys. Documents that came into an index another way
+come back as a `TextNode` with their metadata. Nodes that were passed in are never changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from jacolbert_rag.datatypes import Document
+from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
+
+try:
+    import llama_index.core.instrumentation as instrument
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.bridge.pydantic import ConfigDict, Field
+    from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+    from llama_index.core.ingestion import run_transformations
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import (
+        BaseNode,
+        IndexNode,
+        MetadataMode,
+        NodeRelationship,
+        NodeWithScore,
+        QueryBundle,
+        TextNode,
+        TransformComponent,
+    )
+    from llama_index.core.schema import Document as LlamaIndexDocument
+    from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+except ModuleNotFoundError as error:
+    # `llama_index` is a namespace: another package of it may be there without the core.
+    if error.name not in ("llama_index", "llama_index.core"):
+        raise
+    raise OptionalDependencyError(
+        "jacolbert_rag.llama_index needs llama-index-core. Run: pip install 'jacolbert-rag[llama-index]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from jacolbert_rag.encode.encoder import ComputeDtype
+    from jacolbert_rag.retriever import IndexSettings
+    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+# Metadata keys under which LlamaIndex's vector stores keep a node; `metadata_dict_to_node` reads them.
+NODE_KEYS = ("_node_content", "_node_type")
+
+dispatcher = instrument.get_dispatcher(__name__)
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keyword arguments of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, where they are handed on."""
+
+    index: str | Path | None
+    revision: str | None
+    device: str | None
+    dtype: ComputeDtype
+    query_length: str | None
+    document_length: int | None
+    settings: IndexSettings | None
+
+
+class JaColBERTRetriever(BaseRetriever):
+    """A JaColBERT index as a LlamaIndex retriever.
+
+        retriever = JaColBERTRetriever.from_documents([Document(text="琵琶湖は日本最大の湖である。")])
+        retriever.retrieve("日本で一番大きい湖は？")
+
+    `NodeWithScore.score` is the raw MaxSim score: a sum over the query's tokens, so cutoffs made for cosines
+    let everything pass.
+
+    Attributes:
+        engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
+        similarity_top_k: nodes of an answer, at least 1; may be set at any time.
+        metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        similarity_top_k: int = 2,
+        *,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Wrap a framework-free retriever; the last four arguments are those of `BaseRetriever`."""
+        super().__init__(callback_manager, object_map, objects, verbose)
+        self.engine = engine
+        self.similarity_top_k = similarity_top_k
+        self.metadata_mode = metadata_mode
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        index: str | Path | None = None,
+        similarity_top_k: int = 2,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: ComputeDtype = "float32",
+        query_length: str | None = None,
+        document_length: int | None = None,
+        settings: IndexSettings | None = None,
+    ) -> Self:
+        """A retriever with this model, over a saved index or over none yet.
+
+        `similarity_top_k` and `metadata_mode` are the attributes; the other arguments and what is raised are
+        those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`.
+        """
+        engine = _engine_class().from_pretrained(
+            model,
+            index=index,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            query_length=query_length,
+            document_length=document_length,
+            settings=settings,
+        )
+        return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[BaseNode],
+        *,
+        model: str | Path | None = None,
+        similarity_top_k: int = 2,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> Self:
+        """A retriever over these nodes; see `add_nodes`, and `from_pretrained` for the rest."""
+        retriever = cls.from_pretrained(
+            model,
+            similarity_top_k=similarity_top_k,
+            metadata_mode=metadata_mode,
+            callback_manager=callback_manager,
+            **options,
+        )
+        retriever.add_nodes(nodes)
+        return retriever
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[LlamaIndexDocument],
+        *,
+        transformations: Sequence[TransformComponent] | None = None,
+        model: str | Path | None = None,
+        similarity_top_k: int = 2,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> Self:
+        """A retriever over documents, each of them one node unless `transformations` split them.
+
+        See `from_pretrained` for the rest. `Settings` is not asked for a splitter.
+        """
+        nodes = run_transformations(list(documents), transformations or [])
+        return cls.from_nodes(
+            nodes,
+            model=model,
+            similarity_top_k=similarity_top_k,
+            metadata_mode=metadata_mode,
+            callback_manager=callback_manager,
+            **options,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        similarity_top_k: int = 2,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        model: str | Path | None = None,
+        device: str | None = None,
+        dtype: ComputeDtype = "float32",
+        query_length: str | None = None,
+        settings: IndexSettings | None = None,
+    ) -> Self:
+        """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
+        engine = _engine_class().load(
+            path, model=model, device=device, dtype=dtype, query_length=query_length, settings=settings
+        )
+        return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
+
+    def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
+        """Store nodes; one whose id is there already is replaced.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            InvalidInputError: a node has no text, or an id was given twice. Nothing was stored then.
+        """
+        documents = [_document(_as_text_node(node), self.metadata_mode) for node in nodes]
+        self.engine.upsert(documents)
+        return [document.id for document in documents]
+
+    def save(self, path: str | Path) -> None:
+        """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
+        self.engine.save(path)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = self.engine.search(query_bundle.query_str, self.similarity_top_k)
+        return [NodeWithScore(node=_node(hit.document), score=hit.score) for hit in hits]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        # The base class would search on the event loop.
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+class JaColBERTRerank(BaseNodePostprocessor):
+    """Orders nodes that another retriever found, with a JaColBERT model.
+
+    Attributes:
+        engine: the framework-free `jacolbert_rag.JaColBERTRetriever`; its index is not looked at.
+        top_n: nodes that are kept, at least 1.
+        keep_retrieval_score: put the score that a node came with into `metadata["retrieval_score"]`.
+        metadata_mode: which of a node's metadata is read before its text.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    engine: Any = Field(exclude=True, repr=False)
+    top_n: int = 2
+    keep_retrieval_score: bool = False
+    metadata_mode: MetadataMode = MetadataMode.NONE
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of this component in LlamaIndex's serialization."""
+        return "JaColBERTRerank"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        top_n: int = 2,
+        keep_retrieval_score: bool = False,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: ComputeDtype = "float32",
+        query_length: str | None = None,
+        document_length: int | None = None,
+    ) -> Self:
+        """A reranker with this model; see `jacolbert_rag.JaColBERTRetriever.from_pretrained`."""
+        engine = _engine_class().from_pretrained(
+            model,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            query_length=query_length,
+            document_length=document_length,
+        )
+        return cls(
+            engine=engine,
+            top_n=top_n,
+            keep_retrieval_score=keep_retrieval_score,
+            metadata_mode=metadata_mode,
+        )
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        """The best `top_n` nodes, best first, with raw MaxSim for a score."""
+        if query_bundle is None:
+            raise InvalidInputError("Reranking needs a query: pass query_str or query_bundle.")
+        name = self.engine.encoder.checkpoint.name
+        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=name))
+        payload = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: name,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: self.top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            ranked = self._rank(nodes, query_bundle.query_str)
+            event.on_end(payload={EventPayload.NODES: ranked})
+        dispatcher.event(ReRankEndEvent(nodes=ranked))
+        return ranked
+
+    def _rank(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
+        # Positions for ids: the same node may have been found twice.
+        passages = [
+            Document(str(i), found.node.get_content(), title=_title(found.node, self.metadata_mode))
+            for i, found in enumerate(nodes)
+        ]
+        ranked = []
+        for hit in self.engine.rerank(query, passages, self.top_n):
+            found = nodes[int(hit.id)]
+            node = found.node
+            if self.keep_retrieval_score:
+                metadata = {**node.metadata, "retrieval_score": found.score}
+                node = node.model_copy(update={"metadata": metadata})
+            ranked.append(NodeWithScore(node=node, score=hit.score))
+        return ranked
+
+
+def _engine_class() -> type[Engine]:
+    """The framework-free retriever, imported when one is made: it loads torch."""
+    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+    return Engine
+
+
+def _as_text_node(node: BaseNode) -> BaseNode:
+    """A LlamaIndex document as the node of its whole text, under the same id; other nodes as they are."""
+    if not isinstance(node, LlamaIndexDocument):
+        return node
+    return TextNode(
+        id_=node.id_,
+        text=node.text,
+        metadata=node.metadata,
+        excluded_embed_metadata_keys=node.excluded_embed_metadata_keys,
+        excluded_llm_metadata_keys=node.excluded_llm_metadata_keys,
+        metadata_template=node.metadata_template,
+        metadata_separator=node.metadata_separator,
+        text_template=node.text_template,
+        relationships={**node.relationships, NodeRelationship.SOURCE: node.as_related_node_info()},
+    )
+
+
+def _title(node: BaseNode, mode: MetadataMode) -> str:
+    """What is read before a node's text."""
+    return node.get_metadata_str(mode).strip()
+
+
+def _document(node: BaseNode, mode: MetadataMode) -> Document:
+    """A node as a document to store: its text and metadata, readable by all, and the rest of it packed."""
+    packed = node_to_metadata_dict(node, remove_text=True)
+    # Not all of what is packed: LlamaIndex's doc_id and the like would replace a user's own keys.
+    metadata = json.loads(packed["_node_content"])["metadata"]
+    metadata |= {key: packed[key] for key in NODE_KEYS}
+    return Document(node.node_id, node.get_content(), metadata, title=_title(node, mode))
+
+
+def _node(document: Document) -> BaseNode:
+    """The node that was stored, or a text node of a document that was never one."""
+    if all(key in document.metadata for key in NODE_KEYS):
+        node = metadata_dict_to_node(dict(document.metadata), text=document.text)
+        node.id_ = document.id  # a copy made by another framework has an id of its own
+        return node
+    metadata = {"title": document.title, **document.metadata} if document.title else document.metadata
+    return TextNode(id_=document.id, text=document.text, metadata=dict(metadata))
