@@ -125,7 +125,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     n = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for n, raw in enumerate(file, start=1):  # noqa: B007, the handlers name n
+            for n, raw in enumerate(file, start=1):
                 line = raw.decode("utf-8-sig" if n == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
                     yield n, line
@@ -133,8 +133,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DatasetError(f"{path}, line {n}: not UTF-8 ({error}). Convert the file to UTF-8.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(
-            f"{path}, line {n + 1}: the file cannot be unpacked from here ({error}). It was cut short or is no "
-            "gzip: copy it again, or drop the .gz of its name."
+            f"{path}, line {n + 1}: the file cannot be unpacked from here ({error}). It was cut short "
+            "or is no gzip: copy it again, or drop the .gz of its name."
         ) from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error}). Check the file and its permissions.") from error
@@ -153,7 +153,7 @@ def _read_entries(path: Path) -> dict[str, _Entry]:
             ) from error
         if not isinstance(record, dict):
             raise DatasetError(
-                f'{where}: a JSON {type(record).__name__}; expected an object: {{"_id": "d1", "text": "本文"}}.'
+                f'{where}: a {type(record).__name__}, not an object: write {{"_id": "d1", "text": "本文"}}.'
             )
         id, text = _string(record, "_id", where), _string(record, "text", where)
         title = "" if record.get("title") is None else _string(record, "title", where)
@@ -161,7 +161,7 @@ def _read_entries(path: Path) -> dict[str, _Entry]:
             raise DatasetError(f'{where}: "_id" is empty. Give every line an id of its own.')
         if id in entries:
             raise DatasetError(
-                f"{where}: the id {id!r} is there already ({entries[id].where}). Give every line an id of its own."
+                f"{where}: the id {id!r} is there already ({entries[id].where}). Give each line its own id."
             )
         entries[id] = _Entry(where, title, text)
     return entries

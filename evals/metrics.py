@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from jacolbert_rag.errors import OptionalDependencyError
 
 MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
+
+NAME_LENGTH = 8  # hex digits that stand for a document id while ranx counts
 
 # nDCG is ranx's "ndcg": linear gain, and the ideal is cut at k too (trec_eval's ndcg_cut).
 _RANX_NAMES = {"nDCG": "ndcg", "MRR": "mrr", "Recall": "recall"}
@@ -66,8 +69,7 @@ def per_query(
             list(names.values()),
         )
     return {
-        measure: {id: float(found[name][id]) if id in set_ else 0.0 for id in qrels}
-        for set_ in [frozenset(answered)]
+        measure: {id: float(found.get(name, {}).get(id, 0.0)) for id in qrels}
         for measure, name in names.items()
     }
 
@@ -101,17 +103,28 @@ def _by_rank(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _evaluate(
-    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], names: list[str]
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]], measures: list[str]
 ) -> Mapping[str, Mapping[str, Any]]:
-    """ranx's values by name and query id."""
+    """Values by ranx's name and query id."""
     ranx = load_ranx()
     import numba
 
+    # ranx compiles anew (about 20 s) for each greatest length of a document id: names of one length.
+    names: dict[str, str] = {}
+    for found in (*qrels.values(), *run.values()):
+        for doc in found:
+            names.setdefault(doc, f"{len(names):0{NAME_LENGTH}x}")
     # Qrels and Run sort by query id; raw dicts would be paired by position.
-    scored = ranx.Run(run)
+    judged = ranx.Qrels(
+        {id: {names[doc]: score for doc, score in found.items()} for id, found in qrels.items()}
+    )
+    scored = ranx.Run({id: {names[doc]: score for doc, score in found.items()} for id, found in run.items()})
     n_threads = numba.get_num_threads()
     try:
-        ranx.evaluate(ranx.Qrels(qrels), scored, names, return_mean=False)
+        with warnings.catch_warnings():
+            # About ranx's loop counters (uint64 to int64), said once while it compiles.
+            warnings.simplefilter("ignore", numba.errors.NumbaTypeSafetyWarning)
+            ranx.evaluate(judged, scored, measures, return_mean=False)
     finally:
         # Below ten queries ranx sets one thread for the whole process, and never restores it.
         numba.set_num_threads(n_threads)

@@ -66,9 +66,7 @@ def run(
     err.print(
         Text(f"{task.name} {split}: {len(task.queries):,} queries, {len(task.documents):,} documents"),
     )
-    results = []
-    for system in systems.build(names, task.documents, model=model):
-        results.append(measure(task, system, err))
+    results = [measure(task, system, err) for system in systems.build(names, task.documents, model=model)]
     reports.print_results(results)
     reports.write_json(json, results)
     return results

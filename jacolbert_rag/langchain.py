@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class EngineOptions(TypedDict, total=False):
-    """Keyword arguments of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, where they are handed on to it."""
+    """Keyword arguments of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, where they are handed on."""
 
     index: str | Path | None
     revision: str | None

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # Metadata keys under which LlamaIndex's vector stores keep a node; `metadata_dict_to_node` reads them.
 NODE_KEYS = ("_node_content", "_node_type")
 
-dispatcher = instrument.get_dispatcher(__name__)
+dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # re-exported unmarked
 
 
 class EngineOptions(TypedDict, total=False):
@@ -286,7 +286,7 @@ class JaColBERTRerank(BaseNodePostprocessor):
             raise InvalidInputError("Reranking needs a query: pass query_str or query_bundle.")
         name = self.engine.encoder.checkpoint.name
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=name))
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: name,
             EventPayload.QUERY_STR: query_bundle.query_str,

@@ -10,6 +10,7 @@ in-batch contrast. Started again, it goes on where it was; finished, it does not
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -204,11 +205,11 @@ def batch_loss(
     scores = maxsim_padded(queries, asked, documents, kept)
     first = np.cumsum([0, *(len(e.passages) for e in examples)])
     if examples[0].scores is not None:
-        own = torch.stack([scores[i, a:b] for i, (a, b) in enumerate(zip(first, first[1:], strict=False))])
+        own = torch.stack([scores[i, a:b] for i, (a, b) in enumerate(itertools.pairwise(first))])
         return distillation_loss(own, torch.tensor([e.scores for e in examples], device=device))
     positives = torch.from_numpy(first[:-1]).to(device)
     texts = np.array(passages, dtype=object)
-    relevant = torch.from_numpy((texts[None, :] == texts[first[:-1]][:, None])).to(device)
+    relevant = torch.from_numpy(texts[None, :] == texts[first[:-1]][:, None]).to(device)
     return contrastive_loss(scores, positives, relevant, temperature)
 
 

@@ -14,8 +14,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
 
 from jacolbert_rag.config import CandidateConfig
 from jacolbert_rag.datatypes import (
@@ -27,7 +29,6 @@ from jacolbert_rag.datatypes import (
     TokenEmbeddings,
     offsets_of,
 )
-from jacolbert_rag.errors import InvalidInputError
 
 STATE_FILE = "state.json"
 VOYAGER_FILE = "pooled.voyager"
@@ -185,18 +186,17 @@ class Candidates:
                 best[listed] = np.repeat(token_gains, lengths)
             total += best
             best.fill(0)
-        rows = np.flatnonzero((total > 0) & live)
-        if len(rows) > n:
-            rows = rows[np.argpartition(-total[rows], n - 1)[:n]]
-        proposed: IntArray = rows[np.argsort(-total[rows], kind="stable")]
-        return proposed
+        proposed: IntArray = np.flatnonzero((total > 0) & live)
+        if len(proposed) > n:
+            proposed = proposed[np.argpartition(-total[proposed], n - 1)[:n]]
+        return proposed[np.argsort(-total[proposed], kind="stable")]
 
     def save(self, folder: Path) -> None:
         """Write beside the store. A kill in between leaves files that `load` refuses as a whole."""
         folder.mkdir(exist_ok=True)
         (folder / STATE_FILE).unlink(missing_ok=True)
         self._voyager.save(str(folder / VOYAGER_FILE))
-        arrays = {}
+        arrays: dict[str, npt.NDArray[Any]] = {}
         for i, part in enumerate(self._parts):
             arrays[f"rows{i}"], arrays[f"offsets{i}"] = part.rows, part.offsets
         with (folder / POSTINGS_FILE).open("wb") as file:
@@ -231,7 +231,7 @@ class Candidates:
             index = voyager.Index.load(str(folder / VOYAGER_FILE))
             with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
                 parts = [Postings(arrays[f"rows{i}"], arrays[f"offsets{i}"]) for i in range(state["n_parts"])]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, InvalidInputError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile):
             return None
         if len(index) != state["n_pooled"]:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jacolbert_rag.config import PoolingConfig
-from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import FloatArray, IntArray, TokenEmbeddings, offsets_of
 
 N_ITERATIONS = 5  # of k-means: the share of tokens that change their cluster is below 5% by then
 MAX_CELLS = 8_000_000  # similarities held at once, as float32: 32 MB
@@ -28,12 +28,12 @@ def pool_documents(docs: TokenEmbeddings, config: PoolingConfig) -> TokenEmbeddi
     """
     if config.factor == 1:
         return docs
-    pooled = [_pool_document(tokens, config) for tokens in docs]
-    flat = np.concatenate(pooled) if pooled else docs.flat
+    pooled = [_pool_document(tokens.astype(np.float32), config) for tokens in docs]
+    flat = np.concatenate([np.empty((0, docs.dim), dtype=np.float32), *pooled])
     return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled]))
 
 
-def _pool_document(tokens: TokenArray, config: PoolingConfig) -> TokenArray:
+def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     kept, rest = tokens[: config.protected], tokens[config.protected :]
@@ -86,7 +86,7 @@ def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> tu
     for _ in range(N_ITERATIONS):
         labels = nearest(tokens, centers)
         order = np.argsort(labels, kind="stable")
-        found, starts = np.unique(labels[order], return_index=True)
+        _, starts = np.unique(labels[order], return_index=True)
         centers = _unit(np.add.reduceat(tokens[order], starts, axis=0))
     return nearest(tokens, centers), centers
 

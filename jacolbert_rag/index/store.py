@@ -6,7 +6,8 @@
     embeddings/NAME.offsets.npy  (n_rows + 1,) int64
 
 A segment's files are whole before the transaction that names them commits, so a kill at any moment
-leaves either the old state or the new one, and at worst files that nobody names; the next writer removes them.
+leaves either the old state or the new one, and at worst files that nobody names, which the next writer
+removes.
 A document's row is its number in order of arrival. Rows are never used twice: a deleted or replaced
 document leaves a dead row.
 """
@@ -55,7 +56,7 @@ CREATE TABLE segments (
 class _Segment:
     """The token embeddings of a run of rows, memory-mapped."""
 
-    def __init__(self, folder: Path, name: str, first_row: int, n_rows: int, n_tokens: int, dim: int):
+    def __init__(self, folder: Path, name: str, first_row: int, n_rows: int, n_tokens: int, dim: int) -> None:
         self.name, self.first_row, self.n_rows, self.n_tokens = name, first_row, n_rows, n_tokens
         flat = _read_array(folder / f"{name}.npy", (n_tokens, dim))
         offsets = _read_array(folder / f"{name}.offsets.npy", (n_rows + 1,))
@@ -86,21 +87,11 @@ class Store:
         self._swept = False
         # One connection serves all threads, one statement at a time.
         self._sql_lock = threading.RLock()
-        self._segments = [
-            self._segment(*row)
-            for row in self._query(
-                "SELECT name, first_row, n_rows, n_tokens FROM segments ORDER BY first_row"
-            )
-        ]
-        self.live = np.zeros(self.n_rows, dtype=np.bool_)
-        rows = np.array([row for (row,) in self._query("SELECT row FROM documents")], dtype=np.int64)
-        gaps = [s for s, t in zip(self._segments, self._segments[1:], strict=False) if s.stop != t.first_row]
-        if gaps or (len(rows) and int(rows.max()) >= self.n_rows):
-            raise IndexCorruptError(
-                f"{folder / DOCUMENTS_FILE} names documents without token embeddings. Restore the index "
-                "folder from a copy, or build it anew from the documents."
-            )
-        self.live[rows] = True
+        try:
+            self._read_rows()
+        except BaseException:
+            self._sql.close()
+            raise
 
     @classmethod
     def create(cls, folder: Path, manifest: Mapping[str, Any], *, durable: bool) -> Store:
@@ -242,10 +233,10 @@ class Store:
         used = np.unique(which)
         if not len(used):
             return TokenEmbeddings(np.empty((0, self.dim), dtype=self.dtype), offsets_of([]))
-        parts = [
-            self._segments[i].embeddings.take(rows[which == i] - self._segments[i].first_row)
-            for i in used.tolist()
-        ]
+        parts: list[TokenEmbeddings] = []
+        for i in used.tolist():
+            segment = self._segments[i]
+            parts.append(segment.embeddings.take(rows[which == i] - segment.first_row))
         if len(parts) == 1:
             return parts[0]
         grouped = np.concatenate([np.flatnonzero(which == i) for i in used])
@@ -285,6 +276,24 @@ class Store:
     def close(self) -> None:
         """Close the database. Memory maps go with the last array that looks at them."""
         self._sql.close()
+
+    def _read_rows(self) -> None:
+        """Segments and live rows, held to one another."""
+        self._segments = [
+            self._segment(*row)
+            for row in self._query(
+                "SELECT name, first_row, n_rows, n_tokens FROM segments ORDER BY first_row"
+            )
+        ]
+        self.live = np.zeros(self.n_rows, dtype=np.bool_)
+        rows = np.array([row for (row,) in self._query("SELECT row FROM documents")], dtype=np.int64)
+        gaps = [s for s, t in zip(self._segments, self._segments[1:], strict=False) if s.stop != t.first_row]
+        if gaps or (len(rows) and int(rows.max()) >= self.n_rows):
+            raise IndexCorruptError(
+                f"{self.folder / DOCUMENTS_FILE} names documents without token embeddings. Restore the index "
+                "folder from a copy, or build it anew from the documents."
+            )
+        self.live[rows] = True
 
     def _segment(self, name: str, first_row: int, n_rows: int, n_tokens: int) -> _Segment:
         return _Segment(self.folder / EMBEDDINGS_FOLDER, name, first_row, n_rows, n_tokens, self.dim)

@@ -1,0 +1,53 @@
+"""The demo: index the handbook and product help of an invented company, and ask five questions.
+
+python -m examples.demo
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from jacolbert_rag import Document, JaColBERTRetriever
+from jacolbert_rag.cli import print_hits
+
+CORPUS = Path(__file__).parent / "corpus" / "corpus.jsonl"
+INDEX = Path("demo_index")
+QUESTIONS = [
+    "入社して半年たつと、有給は何日もらえますか？",
+    "親が倒れて世話が必要になったら、仕事を休める制度はある？",
+    "ロボット掃除機が途中で止まって動かない",
+    "ＳＹ－５００のフィルターはいつ替えればいいですか",
+    "出張先のホテル代はいくらまで出ますか",
+]
+
+
+def main() -> None:
+    """Build the index, ask, and say how to go on."""
+    console = Console()
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    documents = [Document(row["_id"], row["text"], row["metadata"], row["title"]) for row in rows]
+
+    retriever = JaColBERTRetriever.from_pretrained()
+    retriever.add(documents, progress=True)
+    retriever.save(INDEX)
+    console.print(f"\n{len(retriever)} documents of the invented 遠峰電機株式会社 are in {INDEX}/.\n")
+
+    for question in QUESTIONS:
+        started = time.perf_counter()
+        hits = retriever.search(question, k=3)
+        took = 1000 * (time.perf_counter() - started)
+        console.rule(f"[bold]{question}[/bold]  [dim]{took:.0f} ms[/dim]", align="left")
+        print_hits(hits)
+    console.print("Ask your own question:")
+    console.print(f"  .venv/bin/jacolbert search {INDEX} 在宅勤務は週に何日までできますか", style="green")
+    console.print("Search your own documents:")
+    console.print("  .venv/bin/jacolbert index FILES… --out my_index", style="green")
+    console.print("  .venv/bin/jacolbert search my_index 質問", style="green")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""jacolbert_rag.llama_index: retriever and reranker inside the framework's own engines."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core import QueryBundle
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.llms import MockLLM
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.schema import (
+    Document,
+    IndexNode,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+from pydantic import ValidationError
+
+from jacolbert_rag import Document as NativeDocument
+from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
+from jacolbert_rag import JaColBERTRetriever as Engine
+from jacolbert_rag.llama_index import JaColBERTRerank, JaColBERTRetriever
+
+QUERY = "日本で一番大きい湖はどこですか？"
+
+
+def source(doc_id: str) -> dict[NodeRelationship, RelatedNodeInfo]:
+    return {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=doc_id, metadata={"題": "地理の本"})}
+
+
+NODES = [
+    TextNode(
+        id_="湖-1",
+        text="琵琶湖は滋賀県にある、日本で最も大きな湖です。",
+        metadata={"分類": "地理", "頁": 12, "doc_id": "利用者の鍵"},
+        excluded_embed_metadata_keys=["頁"],
+        excluded_llm_metadata_keys=["分類"],
+        relationships=source("地理の本"),
+        start_char_idx=0,
+        end_char_idx=23,
+    ),
+    TextNode(
+        id_="山-1", text="富士山の標高は３７７６メートルで、日本一高い。", relationships=source("地理の本")
+    ),
+    TextNode(
+        id_="規程-7",
+        text="経費の精算は「翌月5日」までに申請してください。",
+        metadata={"部署": ["経理", "総務"]},
+    ),
+    TextNode(id_="規程-8", text="サーバーを再起動するときは、情報システム部に連絡する。"),
+]
+
+
+@pytest.fixture(params=["exact", "candidates"])
+def engine(tiny_model: Path, request: pytest.FixtureRequest) -> Engine:
+    """An empty index that is searched whole, or through candidates however small it is."""
+    search = SearchConfig() if request.param == "exact" else SearchConfig(exact_below=0)
+    return Engine.from_pretrained(tiny_model, settings=IndexSettings(search=search))
+
+
+@pytest.fixture
+def filled(engine: Engine) -> JaColBERTRetriever:
+    """A LlamaIndex retriever over NODES."""
+    filled = JaColBERTRetriever(engine)
+    filled.add_nodes(NODES)
+    return filled
+
+
+def meet(engine: Engine, method: str, n: int, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Make calls of a method wait until n of them run at once; the threads they ran in."""
+    barrier, threads, call = threading.Barrier(n), [], getattr(engine, method)
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread())
+        barrier.wait(timeout=10)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(engine, method, waiting)
+    return threads
+
+
+def scored() -> list[NodeWithScore]:
+    """NODES as another retriever found them."""
+    return [NodeWithScore(node=node.model_copy(deep=True), score=1 / (i + 2)) for i, node in enumerate(NODES)]
+
+
+class TestRetriever:
+    def test_gives_the_engines_hits_with_raw_scores(self, filled: JaColBERTRetriever):
+        filled.similarity_top_k = 3
+        hits = filled.engine.search(QUERY, 3)
+        found = filled.retrieve(QUERY)
+        assert [(n.node_id, n.text, n.score) for n in found] == [(h.id, h.text, h.score) for h in hits]
+        assert filled.retrieve(QueryBundle(QUERY)) == found
+
+    def test_nodes_come_back_whole(self, filled: JaColBERTRetriever):
+        filled.similarity_top_k = 4
+        found = {n.node_id: n.node for n in filled.retrieve(QUERY)}
+        assert found == {node.node_id: node for node in NODES}
+        assert found["湖-1"].ref_doc_id == "地理の本"
+        assert isinstance(found["湖-1"], TextNode)
+
+    def test_index_nodes_lead_on(self, engine: Engine):
+        node = IndexNode(id_="章", text="湖の章です。", index_id="湖の章", obj=NODES[0])
+        retriever = JaColBERTRetriever(engine)
+        retriever.add_nodes([node])
+        assert [n.node for n in retriever.retrieve(QUERY)] == [NODES[0]]
+        target = TextNode(id_="先", text="別の場所にある本文。")
+        mapped = JaColBERTRetriever(engine, object_map={"山の章": target})
+        mapped.add_nodes([IndexNode(id_="章", text="山の章です。", index_id="山の章")])
+        assert [n.node for n in mapped.retrieve(QUERY)] == [target]
+
+    def test_top_k_is_read_at_each_call_and_below_one_refused(self, filled: JaColBERTRetriever):
+        assert filled.similarity_top_k == 2
+        assert len(filled.retrieve(QUERY)) == 2
+        filled.similarity_top_k = 10
+        assert len(filled.retrieve(QUERY)) == 4
+        filled.similarity_top_k = 0
+        with pytest.raises(InvalidInputError, match="at least 1"):
+            filled.retrieve(QUERY)
+
+    async def test_aretrieve_searches_off_the_loop(
+        self, filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
+    ):
+        expected = filled.retrieve(QUERY)
+        threads = meet(filled.engine, "search", 3, monkeypatch)
+        found = await asyncio.gather(*(filled.aretrieve(QUERY) for _ in range(3)))
+        assert found == [expected] * 3
+        assert threading.main_thread() not in threads
+
+    def test_a_document_is_one_node_without_a_splitter(self, tiny_model: Path):
+        documents = [
+            Document(
+                id_="手引",
+                text="経費は翌月に精算する。" * 3,
+                metadata={"頁": 1},
+                excluded_llm_metadata_keys=["頁"],
+            ),
+            Document(id_="案内", text="会議室は総務部が予約する。"),
+        ]
+        retriever = JaColBERTRetriever.from_documents(documents, model=tiny_model)
+        found = {n.node_id: n.node for n in retriever.retrieve("経費の精算")}
+        assert set(found) == {"手引", "案内"}
+        assert found["手引"].text == documents[0].text
+        assert found["手引"].ref_doc_id == "手引"
+        assert found["手引"].excluded_llm_metadata_keys == ["頁"]
+        assert NodeRelationship.SOURCE not in documents[0].relationships
+
+    def test_transformations_split_documents(self, tiny_model: Path):
+        document = Document(id_="手引", text="経費は翌月に精算する。\n\n会議室は総務部が予約する。")
+        splitter = SentenceSplitter(chunk_size=20, chunk_overlap=0)
+        retriever = JaColBERTRetriever.from_documents(
+            [document], model=tiny_model, transformations=[splitter], similarity_top_k=10
+        )
+        found = retriever.retrieve("経費の精算")
+        assert len(found) > 1
+        assert {n.node.ref_doc_id for n in found} == {"手引"}
+
+    def test_metadata_mode_decides_what_is_read(self, tiny_model: Path):
+        def passages(mode: MetadataMode) -> list[str]:
+            retriever = JaColBERTRetriever.from_nodes(NODES[:1], model=tiny_model, metadata_mode=mode)
+            assert [n.node for n in retriever.retrieve(QUERY)] == NODES[:1]
+            return [document.passage for document in retriever.engine]
+
+        assert passages(MetadataMode.NONE) == [NODES[0].text]
+        assert passages(MetadataMode.EMBED) == [f"分類: 地理\ndoc_id: 利用者の鍵 {NODES[0].text}"]
+
+    def test_saved_and_loaded_it_answers_the_same(
+        self, filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path
+    ):
+        before = filled.retrieve(QUERY)
+        filled.save(tmp_path / "索引")
+        assert JaColBERTRetriever.load(tmp_path / "索引").retrieve(QUERY) == before
+        again = JaColBERTRetriever.from_pretrained(tiny_model, index=tmp_path / "索引", similarity_top_k=2)
+        assert again.retrieve(QUERY) == before
+
+    def test_documents_added_another_way_come_back_as_text_nodes(self, engine: Engine):
+        engine.add([NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")])
+        (found,) = JaColBERTRetriever(engine).retrieve(QUERY)
+        assert found.node == TextNode(id_="b", text="滋賀県にある湖。", metadata={"title": "琵琶湖", "頁": 3})
+
+    def test_what_it_stores_is_readable_without_the_framework(self, filled: JaColBERTRetriever):
+        (document,) = filled.engine.get(["湖-1"])
+        assert document.text == NODES[0].text
+        assert NODES[0].metadata.items() <= dict(document.metadata).items()
+
+    def test_what_cannot_be_stored_is_refused(self, engine: Engine):
+        retriever = JaColBERTRetriever(engine)
+        with pytest.raises(InvalidInputError, match="twice"):
+            retriever.add_nodes([NODES[0], NODES[0]])
+        with pytest.raises(InvalidInputError, match="no text"):
+            retriever.add_nodes([TextNode(text="　")])
+        with pytest.raises(TypeError, match="devise"):
+            JaColBERTRetriever.from_nodes(NODES, devise="cpu")  # type: ignore[call-arg]
+        assert len(engine) == 0
+
+    def test_adding_again_replaces(self, filled: JaColBERTRetriever):
+        changed = TextNode(id_="湖-1", text="琵琶湖の面積は約670平方キロメートルだ。")
+        assert filled.add_nodes([changed, NODES[1]]) == ["湖-1", "山-1"]
+        filled.similarity_top_k = 4
+        assert {n.node_id: n.text for n in filled.retrieve(QUERY)}["湖-1"] == changed.text
+
+    def test_callbacks_see_the_retrieval(self, engine: Engine):
+        handler = LlamaDebugHandler(print_trace_on_end=False)
+        retriever = JaColBERTRetriever(engine, callback_manager=CallbackManager([handler]))
+        retriever.add_nodes(NODES)
+        retriever.retrieve(QUERY)
+        assert len(handler.get_event_pairs(CBEventType.RETRIEVE)) == 1
+
+    def test_as_llama_index_is_the_same_object(self, retriever: Engine):
+        wrapped = retriever.as_llama_index(k=3)
+        assert isinstance(wrapped, JaColBERTRetriever)
+        assert (wrapped.engine, wrapped.similarity_top_k) == (retriever, 3)
+
+
+class TestQueryEngine:
+    async def test_answers_from_what_was_retrieved_and_reranked(self, filled: JaColBERTRetriever):
+        filled.similarity_top_k = 4
+        rerank = JaColBERTRerank(engine=filled.engine, top_n=2)
+        chat = RetrieverQueryEngine.from_args(filled, llm=MockLLM(), node_postprocessors=[rerank])
+        answer = chat.query(QUERY)
+        best = filled.engine.search(QUERY, 2)
+        assert [n.node_id for n in answer.source_nodes] == [hit.id for hit in best]
+        for hit in best:  # MockLLM answers with its prompt
+            assert hit.text in str(answer)
+        assert "_node_content" not in str(answer)
+        again = await chat.aquery(QUERY)
+        assert [n.node_id for n in again.source_nodes] == [hit.id for hit in best]
+
+    def test_works_inside_query_fusion(self, filled: JaColBERTRetriever):
+        fusion = QueryFusionRetriever(
+            [filled, filled], llm=MockLLM(), num_queries=1, mode="reciprocal_rerank", use_async=False
+        )
+        assert [n.node_id for n in fusion.retrieve(QUERY)] == [n.node_id for n in filled.retrieve(QUERY)]
+
+
+class TestRerank:
+    def test_orders_nodes_by_the_engines_scores(self, retriever: Engine):
+        given = scored()
+        found = JaColBERTRerank(engine=retriever, top_n=3).postprocess_nodes(given, query_str=QUERY)
+        hits = retriever.rerank(QUERY, [node.text for node in NODES], 3)
+        assert [(n.text, n.score) for n in found] == [(h.text, h.score) for h in hits]
+        assert given == scored()
+
+    def test_keeps_the_retrieval_score_in_a_copy(self, retriever: Engine):
+        given = scored()
+        rerank = JaColBERTRerank(engine=retriever, top_n=4, keep_retrieval_score=True)
+        found = rerank.postprocess_nodes(given, query_str=QUERY)
+        assert {n.node_id: n.metadata["retrieval_score"] for n in found} == {
+            n.node_id: n.score for n in given
+        }
+        assert given == scored()
+
+    def test_reads_metadata_when_told_to(self, retriever: Engine):
+        rerank = JaColBERTRerank(engine=retriever, metadata_mode=MetadataMode.EMBED)
+        (found,) = rerank.postprocess_nodes(scored()[:1], query_str=QUERY)
+        document = NativeDocument("", NODES[0].text, title="分類: 地理\ndoc_id: 利用者の鍵")
+        assert found.score == retriever.rerank(QUERY, [document])[0].score
+
+    def test_needs_a_query(self, retriever: Engine):
+        with pytest.raises(ValueError, match="needs a query"):
+            JaColBERTRerank(engine=retriever).postprocess_nodes(scored())
+
+    def test_nothing_gives_nothing(self, retriever: Engine):
+        assert JaColBERTRerank(engine=retriever).postprocess_nodes([], query_str=QUERY) == []
+
+    def test_is_made_from_a_model_and_refuses_typos(self, tiny_model: Path, retriever: Engine):
+        rerank = JaColBERTRerank.from_pretrained(tiny_model, top_n=1)
+        assert len(rerank.postprocess_nodes(scored(), query_str=QUERY)) == 1
+        with pytest.raises(ValidationError, match="topn"):
+            JaColBERTRerank(engine=retriever, topn=1)  # type: ignore[call-arg]
+        with pytest.raises(InvalidInputError, match="at least 1"):
+            JaColBERTRerank(engine=retriever, top_n=0).postprocess_nodes(scored(), query_str=QUERY)
+
+    def test_says_what_it_does(self, retriever: Engine):
+        events = []
+
+        class Recorder(BaseEventHandler):
+            def handle(self, event: Any, **kwargs: Any) -> None:
+                if isinstance(event, ReRankStartEvent | ReRankEndEvent):
+                    events.append(event)
+
+        dispatcher = get_dispatcher("jacolbert_rag.llama_index")
+        recorder = Recorder()
+        dispatcher.add_event_handler(recorder)
+        debug = LlamaDebugHandler(print_trace_on_end=False)
+        try:
+            rerank = JaColBERTRerank(engine=retriever, top_n=1, callback_manager=CallbackManager([debug]))
+            found = rerank.postprocess_nodes(scored(), query_str=QUERY)
+        finally:
+            dispatcher.event_handlers.remove(recorder)
+        start, end = events
+        assert (start.query.query_str, start.top_n) == (QUERY, 1)
+        assert start.model_name == retriever.encoder.checkpoint.name
+        assert end.nodes == found
+        assert len(debug.get_event_pairs(CBEventType.RERANKING)) == 1
+        assert rerank.class_name() == rerank.to_dict()["class_name"] == "JaColBERTRerank"
+        assert "engine" not in rerank.to_dict()
+
+    async def test_async_reranks_off_the_loop(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
+        rerank = JaColBERTRerank(engine=retriever)
+        expected = rerank.postprocess_nodes(scored(), query_str=QUERY)
+        threads = meet(retriever, "rerank", 2, monkeypatch)
+        found = await asyncio.gather(
+            *(rerank.apostprocess_nodes(scored(), query_str=QUERY) for _ in range(2))
+        )
+        assert found == [expected, expected]
+        assert threading.main_thread() not in threads
+
+
+def test_either_framework_reads_the_others_index(retriever: Engine):
+    from langchain_core.documents import Document as LangChainDocument
+
+    from jacolbert_rag.langchain import JaColBERTVectorStore
+
+    nodes, store = JaColBERTRetriever(retriever, 2), JaColBERTVectorStore(retriever)
+    nodes.add_nodes(NODES[:1])
+    store.add_documents([LangChainDocument("富士山は山である。", id="山", metadata={"頁": 1})])
+    (document,) = store.get_by_ids(["湖-1"])
+    assert document.page_content == NODES[0].text
+    assert NODES[0].metadata.items() <= document.metadata.items()
+    found = {n.node_id: n.node for n in nodes.retrieve(QUERY)}
+    assert found["山"] == TextNode(id_="山", text="富士山は山である。", metadata={"頁": 1})
+    # A node that LangChain split keeps what it was made of, but is what it says now.
+    store.add_documents([document.model_copy(update={"page_content": "琵琶湖は", "id": "湖-1-前半"})])
+    nodes.similarity_top_k = 3
+    part = {n.node_id: n.node for n in nodes.retrieve(QUERY)}["湖-1-前半"]
+    assert (part.text, part.ref_doc_id) == ("琵琶湖は", "地理の本")
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_loads_neither_torch_nor_the_other_framework():
+    loaded = "[n for n in ('torch', 'transformers', 'voyager', 'langchain_core') if n in sys.modules]"
+    assert run_python(f"import sys, jacolbert_rag.llama_index; print({loaded})") == "[]"
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("llama_index", "OptionalDependencyError True"),
+        ("llama_index.core", "OptionalDependencyError True"),
+        ("llama_index_instrumentation", "ModuleNotFoundError False"),  # broken, and not for us to explain
+    ],
+)
+def test_without_llama_index_core_the_error_names_the_extra(missing: str, said: str):
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+try:
+    import jacolbert_rag.llama_index
+except ImportError as error:
+    print(type(error).__name__, "pip install 'jacolbert-rag[llama-index]'" in str(error))
+"""
+    assert run_python(code) == said

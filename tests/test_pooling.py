@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jacolbert_rag import PoolingConfig, TokenEmbeddings
+from jacolbert_rag.index.pooling import nearest, pool_corpus, pool_documents
+from tests.test_maxsim import ragged
+
+
+def test_factor_one_keeps_everything() -> None:
+    docs = ragged([5, 3])
+    assert pool_documents(docs, PoolingConfig(factor=1)) is docs
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(2, [1 + 5, 1 + 1, 1, 1 + 1]), (3, [1 + 3, 1 + 1, 1, 1 + 1])]
+)
+def test_counts_follow_the_reference(factor: int, expected: list[int]) -> None:
+    docs = ragged([11, 4, 1, 2])
+    pooled = pool_documents(docs, PoolingConfig(factor=factor))
+    assert list(pooled.lengths) == expected
+
+
+def test_near_duplicates_are_averaged_and_the_first_token_is_kept() -> None:
+    a, b = np.array([1.0, 0.0], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32)
+    docs = TokenEmbeddings(np.stack([b, a, b, a, b]), np.array([0, 5]))
+    pooled = pool_documents(docs, PoolingConfig(factor=2, protected=1))
+    assert pooled[0] == pytest.approx(np.stack([b, a, b]))
+
+
+def test_means_are_not_normalised_again() -> None:
+    tokens = np.array([[1, 0], [1, 0], [0.6, 0.8], [-1, 0], [-1, 0]], dtype=np.float32)
+    pooled = pool_documents(TokenEmbeddings(tokens, np.array([0, 5])), PoolingConfig(factor=2, protected=1))
+    assert pooled[0][1] == pytest.approx([0.8, 0.4])
+
+
+def test_no_documents() -> None:
+    assert len(pool_documents(ragged([]), PoolingConfig(factor=2))) == 0
+
+
+def test_corpus_pooling_finds_separated_clusters() -> None:
+    rng = np.random.default_rng(0)
+    centers = np.eye(16, dtype=np.float32)
+    tokens = np.repeat(centers, 50, axis=0) + rng.normal(0, 0.01, (800, 16)).astype(np.float32)
+    pooled = pool_corpus(tokens[rng.permutation(800)], 64, seed=1)
+    assert len(pooled) <= 64
+    assert np.linalg.norm(pooled, axis=1) == pytest.approx(1, abs=1e-5)
+    best = (tokens @ pooled.T).max(axis=1) / np.linalg.norm(tokens, axis=1)
+    assert best.min() > 0.99
+
+
+def test_corpus_pooling_is_reproducible_and_never_makes_more_than_tokens() -> None:
+    tokens = ragged([5]).flat
+    first, second = (pool_corpus(tokens, 100, seed=3) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert len(first) <= 5
+
+
+def test_nearest() -> None:
+    assert list(nearest(np.array([[1, 0], [0, 1]], np.float32), np.array([[0, 2], [3, 0]], np.float32))) == [
+        1,
+        0,
+    ]
