@@ -91,15 +91,17 @@ def print_results(results: Sequence[Result]) -> None:
 
 def table(results: Sequence[Result]) -> Table:
     """One line a result: dataset, system, measures, latency."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    lines = Table()
-    for name in ("dataset", "system"):
-        lines.add_column(name)
+    lines = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    lines.add_column("dataset")
+    lines.add_column("system", no_wrap=True)
     measures = list(dict.fromkeys(name for result in results for name in result.measures))
     for name in (*measures, "p50 ms", "p95 ms"):
-        lines.add_column(name, justify="right", no_wrap=True)
+        # On 80 columns the heads break into two lines, and the numbers stay whole.
+        lines.add_column(name, justify="right", overflow="fold", min_width=len("0.1234"))
     for result in results:
         lines.add_row(
             # Text, because a str is parsed: a folder may be called "[bold]".

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from jacolbert_rag.errors import InvalidInputError
 
 StoredDtype = Literal["float16", "float32"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class CandidateConfig(_Config):
 
     tokens_per_pooled: int = 64  # token embeddings of the corpus for one pooled vector
     n_nearest: int = 32  # pooled vectors that a query token takes
-    n_candidates: int = 256  # documents handed to exact scoring, at least 4 * k
+    n_candidates: int = 256  # documents handed to exact scoring, or 2 * k where that is more
     m: int = 12  # HNSW links a vector
     ef_construction: int = 100
     ef_search: int = 96

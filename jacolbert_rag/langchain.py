@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from jacolbert_rag.encode.encoder import ComputeDtype
+    from jacolbert_rag.config import ComputeDtype
     from jacolbert_rag.retriever import IndexSettings
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jacolbert_rag.config import CandidateConfig, PoolingConfig, SearchConfig, StoreConfig
+from jacolbert_rag.config import CandidateConfig, ComputeDtype, PoolingConfig, SearchConfig, StoreConfig
 from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.encoder import ComputeDtype, Encoder, check_texts
+from jacolbert_rag.encode.encoder import Encoder, check_texts, has_text
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
 from jacolbert_rag.index.candidates import Candidates
 from jacolbert_rag.index.maxsim import maxsim, maxsim_many
 from jacolbert_rag.index.pooling import pool_corpus, pool_documents
-from jacolbert_rag.index.store import Store, check_documents, read_manifest
+from jacolbert_rag.index.store import Store, as_stored, check_documents, read_manifest
 
 if TYPE_CHECKING:
     from jacolbert_rag.langchain import JaColBERTRetriever as LangChainRetriever
@@ -34,7 +34,7 @@ ADD_DOCUMENTS = 2_000  # documents encoded and stored at once; bounds memory to 
 SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
 SAMPLE_PER_POOLED = 24  # token embeddings that k-means sees for each pooled vector
 SAVE_GROWTH = 1.1  # candidates of a saved index are written again when they have grown by this factor
-CANDIDATES_PER_HIT = 4  # documents scored exactly for each hit asked for, at least
+CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,9 @@ class JaColBERTRetriever:
         """
         _, distinct = _as_documents(documents)
         check_documents(distinct)
-        stored = {document.id: document for document in self.get([d.id for d in distinct])}
-        return self.add([d for d in distinct if stored.get(d.id) != d], progress=progress)
+        with self._lock:
+            stored = {document.id: document for document in self.get([d.id for d in distinct])}
+            return self.add([d for d in distinct if stored.get(d.id) != as_stored(d)], progress=progress)
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Remove documents.
@@ -311,13 +312,17 @@ class JaColBERTRetriever:
 
         Returns:
             min(k, number of documents) hits, best first; of equal scores the earlier document is first.
+            A document without text scores -inf.
         """
         if k is not None:
             _check_k(k)
         given = [d if isinstance(d, Document) else Document.from_text(d) for d in _listed(documents)]
         if not given:
             return []
-        scores = maxsim(self.encoder.queries([query])[0], self._encode(given))
+        scores = np.full(len(given), -np.inf, dtype=np.float32)
+        with_text = [i for i, document in enumerate(given) if has_text(document.passage)]
+        embedded = self._encode([given[i] for i in with_text])
+        scores[with_text] = maxsim(self.encoder.queries([query])[0], embedded)
         order = np.argsort(-scores, kind="stable")[:k]
         return [Hit(given[i], float(scores[i])) for i in order]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
+from jacolbert_rag.config import ComputeDtype
 from jacolbert_rag.datatypes import (
     BoolArray,
     FloatArray,
@@ -20,8 +20,6 @@ from jacolbert_rag.datatypes import (
 from jacolbert_rag.encode.checkpoint import Checkpoint
 from jacolbert_rag.encode.tokens import clean
 from jacolbert_rag.errors import InvalidInputError, TruncationWarning
-
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 # Tokens of a padded batch: enough to fill a GPU or two CPU threads with short Japanese passages, and
 # about 1 GB of activations for a BERT-base. Larger batches were no faster on two CPU threads.
@@ -161,9 +159,14 @@ def check_texts(texts: Sequence[str], what: str) -> None:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} {i} is a {type(text).__name__}; expected a str.")
-        # A long text is not empty because of its first thousand characters: look further only then.
-        if not clean(text[:1000]).strip() and not clean(text).strip():
+        if not has_text(text):
             raise InvalidInputError(
                 f"{what} {i} has no text: {text[:20]!r} is empty, or only spaces and control characters. "
                 "Leave it out."
             )
+
+
+def has_text(text: str) -> bool:
+    """Whether anything is left to encode once a text is cleaned."""
+    # Its first thousand characters nearly always tell; only a long blank is looked at whole.
+    return bool(clean(text[:1000]).strip() or clean(text[1000:]).strip())

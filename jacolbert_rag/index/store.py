@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jacolbert_rag.config import StoreConfig
-from jacolbert_rag.datatypes import Document, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenEmbeddings, offsets_of
 from jacolbert_rag.errors import (
     IndexCorruptError,
     IndexMismatchError,
@@ -87,6 +87,8 @@ class Store:
         self._swept = False
         # One connection serves all threads, one statement at a time.
         self._sql_lock = threading.RLock()
+        self._segments: list[_Segment] = []
+        self.live: BoolArray = np.zeros(0, dtype=np.bool_)
         try:
             self._read_rows()
         except BaseException:
@@ -369,6 +371,11 @@ def check_documents(documents: Sequence[Document]) -> None:
             )
         seen.add(document.id)
         _encode(document)
+
+
+def as_stored(document: Document) -> Document:
+    """The document as it will come back: JSON has no tuples, and only strings as keys."""
+    return _decode(*_encode(document))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jacolbert_rag import (
+    CandidateConfig,
+    CheckpointError,
+    Document,
+    IndexCorruptError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    IndexSettings,
+    InvalidInputError,
+    JaColBERTRetriever,
+    PoolingConfig,
+    SearchConfig,
+    TruncationWarning,
+)
+from tests.conftest import SENTENCES, write_tiny_checkpoint
+
+ALWAYS_CANDIDATES = IndexSettings(
+    search=SearchConfig(exact_below=0), candidates=CandidateConfig(tokens_per_pooled=4, n_candidates=32)
+)
+
+
+def numbered(n: int) -> list[Document]:
+    """Documents of real words in many combinations, each another text."""
+    places = ["琵琶湖", "富士山", "東京", "京都", "北海道", "滋賀県", "静岡県", "山梨県"]
+    things = ["湖", "火山", "首都", "人口", "山荘", "気温", "サーバー", "コーヒー", "牛丼", "経費", "本"]
+    return [
+        Document(
+            f"d{i}", f"{places[i % 8]}の{things[i % 11]}は{i}番の{things[(i // 11) % 11]}である。", {"n": i}
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(params=["exact", "candidates"])
+def filled(request: pytest.FixtureRequest, tiny_model: Path) -> JaColBERTRetriever:
+    settings = ALWAYS_CANDIDATES if request.param == "candidates" else None
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    retriever.add(numbered(60))
+    return retriever
+
+
+def ids(hits) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+def test_from_text_to_hit(retriever: JaColBERTRetriever) -> None:
+    given = retriever.add(SENTENCES)
+    hits = retriever.search(SENTENCES[3], k=3)
+    assert hits[0].id == given[3]
+    assert hits[0].text == SENTENCES[3]
+    assert len(hits) == 3
+    assert hits[0].score > hits[1].score > hits[2].score
+
+
+def test_score_is_the_sum_over_query_tokens(retriever: JaColBERTRetriever) -> None:
+    retriever.add(SENTENCES)
+    query = "富士山はどこ？"
+    hit = retriever.search(query, k=1)[0]
+    q = retriever.encoder.queries([query]).flat
+    d = retriever.encoder.documents([hit.text]).flat
+    assert hit.score == pytest.approx(float((q @ d.T).max(axis=1).sum()), abs=0.05)  # stored as float16
+
+
+def test_same_documents_by_candidates_and_exactly(filled: JaColBERTRetriever) -> None:
+    for query in ("琵琶湖の人口", "京都のコーヒー", "富士山"):
+        exact = filled.search(query, k=5, exact=True)
+        found = filled.search(query, k=5)
+        assert found[0].id == exact[0].id
+        assert found[0].score == pytest.approx(exact[0].score, abs=1e-4)
+
+
+def test_returns_min_of_k_and_live_documents(filled: JaColBERTRetriever) -> None:
+    for k in (1, 7, 59, 60, 61, 10_000):
+        assert len(filled.search("琵琶湖", k=k)) == min(k, 60)
+    filled.delete([f"d{i}" for i in range(0, 60, 2)])
+    for k in (1, 29, 30, 31):
+        hits = filled.search("琵琶湖", k=k)
+        assert len(hits) == min(k, 30)
+        assert all(int(hit.id[1:]) % 2 for hit in hits)
+    filled.delete([f"d{i}" for i in range(60)])
+    assert filled.search("琵琶湖") == []
+    assert len(filled) == 0
+
+
+def test_empty_index(retriever: JaColBERTRetriever) -> None:
+    assert retriever.search("湖") == []
+    assert retriever.search_many(["湖", "山"]) == [[], []]
+    assert retriever.search("湖", exact=True) == []
+    assert retriever.delete(["x"]) == []
+
+
+def test_search_many_equals_search(filled: JaColBERTRetriever) -> None:
+    queries = [document.text for document in numbered(60)[:40]]
+    for exact in (True, False):
+        many = filled.search_many(queries, k=4, exact=exact)
+        for query, hits in zip(queries, many, strict=True):
+            single = filled.search(query, k=4, exact=exact)
+            assert ids(hits) == ids(single)
+            assert [h.score for h in hits] == pytest.approx([h.score for h in single], abs=1e-3)
+    assert filled.search_many([]) == []
+
+
+def test_grows_after_it_was_built(filled: JaColBERTRetriever) -> None:
+    filled.add([Document("新", "京都の金閣寺は、足利義満が建てた。")])
+    assert filled.search("京都の金閣寺は、足利義満が建てた。", k=1)[0].id == "新"
+    more = [Document(f"e{d.id}", d.text + "時々説明します", d.metadata) for d in numbered(200)]
+    filled.add(more)
+    assert len(filled) == 261
+    for document in more[::40]:
+        exact = filled.search(document.text, k=1, exact=True)
+        assert ids(filled.search(document.text, k=1)) == ids(exact)
+
+
+def test_existing_id_is_replaced(filled: JaColBERTRetriever) -> None:
+    new = Document("d5", "時々、カフェでコーヒーを飲みながら本を読む。", {"新": True})
+    filled.add([new])
+    assert len(filled) == 60
+    assert filled.get(["d5"]) == [new]
+    hits = filled.search(new.text, k=60)
+    assert ids(hits).count("d5") == 1
+    assert next(hit.document for hit in hits if hit.id == "d5") == new
+
+
+def test_upsert_leaves_unchanged_documents_alone(
+    filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    original = filled.encoder.documents
+    monkeypatch.setattr(
+        filled.encoder, "documents", lambda texts, **kw: (encoded.extend(texts), original(texts, **kw))[1]
+    )
+    documents = numbered(61)
+    documents[3] = Document("d3", documents[3].text, {"n": "変更"})
+    assert filled.upsert(documents) == ["d3", "d60"]
+    assert len(encoded) == 2
+    assert filled.get(["d3"])[0].metadata == {"n": "変更"}
+    assert filled.upsert(documents) == []
+    # JSON has no tuples and only string keys: what comes back differs, but is not taken for a change.
+    odd = Document("odd", "琵琶湖", {"範囲": (1, 2), 3: "x"})  # type: ignore[dict-item]
+    assert filled.upsert([odd]) == ["odd"]
+    assert filled.upsert([odd]) == []
+    assert filled.get(["odd"])[0].metadata == {"範囲": [1, 2], "3": "x"}
+
+
+def test_text_given_twice_is_stored_once(retriever: JaColBERTRetriever) -> None:
+    given = retriever.add(["琵琶湖", "富士山", "琵琶湖"])
+    assert given[0] == given[2] != given[1]
+    assert len(retriever) == 2
+    assert retriever.add(["琵琶湖"]) == given[:1]
+    assert len(retriever) == 2
+
+
+def test_membership_and_iteration(filled: JaColBERTRetriever) -> None:
+    assert "d7" in filled
+    assert "d700" not in filled
+    assert 7 not in filled
+    assert list(filled) == numbered(60)
+    assert filled.get(["d9", "なし", "d2"]) == [numbered(60)[9], numbered(60)[2]]
+
+
+def test_title_is_read_before_the_text(retriever: JaColBERTRetriever) -> None:
+    retriever.add(
+        [
+            Document("a", "標高3,776メートルの火山だ。", title="富士山"),
+            Document("b", "標高3,776メートルの火山だ。"),
+        ]
+    )
+    hits = retriever.search("富士山", k=2)
+    assert ids(hits) == ["a", "b"]
+    assert hits[0].text == "標高3,776メートルの火山だ。"
+
+
+def test_rerank_orders_what_it_is_given(retriever: JaColBERTRetriever) -> None:
+    given = [Document(str(i), text, {"i": i}) for i, text in enumerate(SENTENCES)]
+    hits = retriever.rerank(SENTENCES[6], given)
+    assert len(hits) == len(given)
+    assert hits[0].document is given[6]
+    assert ids(retriever.rerank(SENTENCES[6], given, k=2)) == ids(hits)[:2]
+    assert [h.text for h in retriever.rerank("湖", ["富士山", "富士山"])] == ["富士山", "富士山"]
+    assert retriever.rerank("湖", []) == []
+    # Other retrievers hand on blank pages: they come last instead of stopping the chain.
+    blank = retriever.rerank("湖", ["", "富士山", "\u3000"])
+    assert [h.text for h in blank] == ["富士山", "", "\u3000"]
+    assert blank[1].score == -np.inf
+    assert len(retriever) == 0
+
+
+# Bad input: each is refused with words to act on, and loses nothing.
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        (["琵琶湖", ""], "document 1 has no text"),
+        (["琵琶湖", "\u3000\n"], "document 1 has no text"),
+        ([Document("a", "\0\x07")], "document 0 has no text"),
+        ([Document("d1", "上書き"), Document("a", "x"), Document("a", "y")], "'a' is there twice"),
+        (["琵琶湖", None], "document 1 is a NoneType; expected a str or a jacolbert_rag.Document"),
+        ("琵琶湖", "documents is one str; expected a list"),
+        ([Document("a", "湖", {"x": {1, 2}})], "metadata of document 'a' is not JSON"),
+    ],
+)
+def test_bad_documents_lose_nothing(filled: JaColBERTRetriever, documents, message: str) -> None:
+    for method in (filled.add, filled.upsert):
+        with pytest.raises(InvalidInputError, match=message):
+            method(documents)
+    assert list(filled) == numbered(60)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, None, "3"])
+def test_bad_k_is_refused(filled: JaColBERTRetriever, k) -> None:
+    with pytest.raises(InvalidInputError, match="expected a whole number of hits, at least 1"):
+        filled.search("湖", k=k)
+    if k is not None:
+        with pytest.raises(InvalidInputError, match="at least 1"):
+            filled.rerank("湖", ["山"], k=k)
+
+
+@pytest.mark.parametrize("query", ["", "   ", "\0", "\ud800", "\u3000"])
+def test_query_without_text_is_refused(filled: JaColBERTRetriever, query: str) -> None:
+    with pytest.raises(InvalidInputError, match="query 0 has no text"):
+        filled.search(query)
+
+
+def test_one_string_for_a_list_is_refused(filled: JaColBERTRetriever) -> None:
+    with pytest.raises(InvalidInputError, match="expected a list"):
+        filled.search_many("湖")
+    with pytest.raises(InvalidInputError, match="expected a list of ids"):
+        filled.delete("d1")
+    assert len(filled) == 60
+
+
+def test_query_of_3000_characters(filled: JaColBERTRetriever) -> None:
+    with pytest.warns(TruncationWarning, match="1 of 1 queries are longer"):
+        assert len(filled.search("富士山の高さは何メートルですか。" * 200, k=3)) == 3
+
+
+def test_document_of_one_megabyte_is_stored_whole_and_warned_of(retriever: JaColBERTRetriever) -> None:
+    text = "琵琶湖は滋賀県にある。" * 33_000
+    with pytest.warns(TruncationWarning, match="1 of 1 documents are longer"):
+        retriever.add([Document("大", text)])
+    assert retriever.get(["大"])[0].text == text
+    assert retriever.search("琵琶湖", k=1)[0].id == "大"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["東\0京\x07タワー", "前\ud800後ろ", "[SEP]富士山[MASK]", "[unused0][CLS]琵琶湖[PAD]", "㍿½カ゛𠮷"],
+)
+def test_odd_text_is_stored_and_found(retriever: JaColBERTRetriever, text: str) -> None:
+    retriever.add([Document("odd", text), *numbered(20)])
+    assert retriever.get(["odd"])[0].text == text
+    found = {hit.id: hit.text for hit in retriever.search(text, k=21)}
+    assert len(found) == 21
+    assert found["odd"] == text
+
+
+# On disk.
+
+
+def test_saved_index_gives_the_same_hits(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    queries = ["琵琶湖の人口", "京都", "サーバー"]
+    before = filled.search_many(queries, k=7)
+    assert filled.path is None
+    filled.save(tmp_path / "索引")
+    assert filled.path == tmp_path / "索引"
+    assert filled.search_many(queries, k=7) == before
+    loaded = JaColBERTRetriever.load(tmp_path / "索引")
+    assert loaded.search_many(queries, k=7) == before
+    assert list(loaded) == list(filled)
+
+
+def test_saved_index_is_live(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    filled.add([Document("新", "大阪城")])
+    filled.delete(["d0"])
+    again = JaColBERTRetriever.load(tmp_path / "i")
+    assert len(again) == 60
+    assert again.search("大阪城", k=1)[0].id == "新"
+    assert "d0" not in again
+
+
+def test_save_to_a_second_folder_copies(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "a")
+    filled.save(tmp_path / "b")
+    assert filled.path == tmp_path / "a"
+    filled.add([Document("新", "大阪城")])
+    assert len(JaColBERTRetriever.load(tmp_path / "a")) == 61
+    assert len(JaColBERTRetriever.load(tmp_path / "b")) == 60
+    filled.save(tmp_path / "b")
+    assert len(JaColBERTRetriever.load(tmp_path / "b")) == 61
+
+
+def test_from_pretrained_over_an_index(filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    assert len(JaColBERTRetriever.from_pretrained(tiny_model, index=tmp_path / "i")) == 60
+    with pytest.raises(IndexNotFoundError):
+        JaColBERTRetriever.from_pretrained(tiny_model, index=tmp_path / "nowhere")
+
+
+def test_index_of_another_model_is_refused(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    other = write_tiny_checkpoint(tmp_path / "other", seed=5)
+    for open_index in (
+        lambda: JaColBERTRetriever.from_pretrained(other, index=tmp_path / "i"),
+        lambda: JaColBERTRetriever.load(tmp_path / "i", model=other),
+    ):
+        with pytest.raises(
+            IndexMismatchError, match="was built with the model .*Load that model, or build the index anew"
+        ):
+            open_index()
+    assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
+
+
+def test_model_that_has_moved(filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    values = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(values | {"model": "/former/place"}))
+    with pytest.raises(CheckpointError, match="'/former/place' is no folder"):
+        JaColBERTRetriever.load(tmp_path / "i")
+    assert len(JaColBERTRetriever.load(tmp_path / "i", model=tiny_model)) == 60
+
+
+def test_missing_file_of_an_index(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    victim = next((tmp_path / "i" / "embeddings").glob("*.offsets.npy"))
+    victim.unlink()
+    with pytest.raises(IndexCorruptError, match=victim.name):
+        JaColBERTRetriever.load(tmp_path / "i")
+
+
+def test_lost_candidates_are_made_again(tiny_model: Path, tmp_path: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
+    retriever.add(numbered(60))
+    retriever.save(tmp_path / "i")
+    expected = retriever.search("琵琶湖", k=3)
+    for path in (tmp_path / "i" / "candidates").iterdir():
+        path.unlink()
+    loaded = JaColBERTRetriever.load(tmp_path / "i")
+    assert loaded.search("琵琶湖", k=3) == expected
+    assert (tmp_path / "i" / "candidates" / "state.json").is_file()
+
+
+def test_candidates_behind_the_store_catch_up(tiny_model: Path, tmp_path: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
+    retriever.add(numbered(60))
+    retriever.save(tmp_path / "i")
+    retriever.add([Document("新", "大阪城は天下統一のあとに築かれた。")])  # too little to be written at once
+    loaded = JaColBERTRetriever.load(tmp_path / "i")
+    assert loaded._candidates is not None
+    assert loaded._candidates.n_rows == 61
+    assert loaded.search("大阪城は天下統一のあとに築かれた。", k=1)[0].id == "新"
+
+
+def test_pooling_is_kept_by_the_index(tiny_model: Path, tmp_path: Path) -> None:
+    settings = IndexSettings(pooling=PoolingConfig(factor=2))
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    retriever.add(numbered(10))
+    pooled = sum(len(block.flat) for _, block in retriever._store.blocks())
+    whole = len(retriever.encoder.documents([d.text for d in numbered(10)]).flat)
+    assert pooled < 0.65 * whole
+    retriever.save(tmp_path / "i")
+    assert JaColBERTRetriever.load(tmp_path / "i").settings == settings
+    with pytest.raises(IndexMismatchError, match="they cannot change"):
+        JaColBERTRetriever.load(tmp_path / "i", settings=IndexSettings())
+
+
+def test_temporary_index_goes_with_its_retriever(tiny_model: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model)
+    retriever.add(["琵琶湖"])
+    folder = retriever._store.folder
+    assert folder.is_dir()
+    retriever.close()
+    assert not folder.exists()
+
+
+def test_threads_search_while_one_adds(filled: JaColBERTRetriever) -> None:
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def search() -> None:
+        while not stop.is_set():
+            try:
+                assert len(filled.search("琵琶湖の人口", k=5)) == 5
+            except BaseException as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(15):
+        filled.add([Document(f"t{i}", f"{i}番目の湖")])
+        filled.delete([f"t{i - 1}"])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(filled) == 61
+
+
+def test_ties_go_to_the_document_that_was_added_first(retriever: JaColBERTRetriever) -> None:
+    retriever.add([Document(key, "琵琶湖は広い。") for key in "zyxwv"])
+    assert ids(retriever.search("琵琶湖", k=3)) == ["z", "y", "x"]
+    scores = {hit.score for hit in retriever.search("琵琶湖", k=5)}
+    assert len(scores) == 1
+
+
+def test_scores_are_plain_floats(filled: JaColBERTRetriever) -> None:
+    assert all(type(hit.score) is float and np.isfinite(hit.score) for hit in filled.search("湖", k=60))
