@@ -165,7 +165,8 @@ def _read_json_lines(path: Path, file: Any) -> Iterator[Document]:
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise InvalidInputError(f'{where} is no object with a string "text".')
         key = row.get("_id", row.get("id"))
-        metadata, title = row.get("metadata") or {}, row.get("title") or ""
+        metadata = {} if row.get("metadata") is None else row["metadata"]
+        title = "" if row.get("title") is None else row["title"]
         if not isinstance(metadata, dict) or not isinstance(title, str):
             raise InvalidInputError(f'{where}: "metadata" must be an object and "title" a string.')
         if key is None:

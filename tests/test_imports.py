@@ -1,0 +1,151 @@
+"""Who may import whom, and what importing the package must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jacolbert_rag"
+
+BASE = {"datatypes", "config", "errors"}
+# Module -> what it may import of ours, besides the encode modules named for it; see CONTRIBUTING.md.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "datatypes": {"errors"},
+    "config": {"errors"},
+    "encode.tokens": BASE,
+    "encode.splitter": BASE | {"encode.tokens"},
+    "encode.model": BASE,
+    "encode.checkpoint": BASE | {"encode.model", "encode.tokens"},
+    "encode.encoder": BASE | {"encode.tokens", "encode.model", "encode.checkpoint"},
+    "index.pooling": BASE,
+    "index.store": BASE,
+    "index.candidates": BASE,
+    "index.maxsim": BASE,
+    "retriever": BASE | {"encode", "encode.checkpoint", "encode.encoder", "index.candidates", "index.maxsim",
+                         "index.pooling", "index.store", "langchain", "llama_index"},
+    "langchain": BASE | {"retriever", "encode.splitter"},
+    "llama_index": BASE | {"retriever", "encode.splitter"},
+    "cli": BASE | {"retriever", "encode.splitter", "index.store"},
+}  # fmt: skip
+
+# Third-party homes: a package may be imported by these modules only.
+HOMES = {
+    "voyager": {"index.candidates"},
+    "transformers": {"encode.model", "encode.checkpoint"},
+    "huggingface_hub": {"encode.checkpoint"},
+    "safetensors": {"encode.checkpoint"},
+    "torch": {"encode.model", "encode.checkpoint", "encode.encoder", "index.maxsim"},
+    "scipy": {"index.pooling"},
+    "fugashi": {"encode.tokens"},
+    "langchain_core": {"langchain"},
+    "llama_index": {"llama_index"},
+    "typer": {"cli"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        if not name.endswith("__init__"):
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_down_the_layers(module: str) -> None:
+    ours = {
+        m.removeprefix("jacolbert_rag.")
+        for m in imported(modules()[module])
+        if m.startswith("jacolbert_rag.")
+    }
+    used = {name for name in ours if name in modules()}
+    assert used <= ALLOWED[module], f"{module} imports {used - ALLOWED[module]}"
+
+
+@pytest.mark.parametrize("package", sorted(HOMES))
+def test_third_parties_have_homes(package: str) -> None:
+    users = {
+        name
+        for name, tree in modules().items()
+        if any(m == package or m.startswith(package + ".") for m in imported(tree))
+    }
+    assert users <= HOMES[package]
+    assert users
+
+
+def test_library_knows_neither_training_nor_evals() -> None:
+    for name, tree in modules().items():
+        assert not {m.split(".")[0] for m in imported(tree)} & {"training", "evals", "examples", "tests"}, (
+            name
+        )
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.split())
+
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "numba",
+    "ranx",
+    "langchain_core",
+    "llama_index",
+    "scipy",
+    "voyager",
+    "datasets",
+}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_after("import jacolbert_rag; dir(jacolbert_rag)") & HEAVY
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    assert not loaded_after("import jacolbert_rag.cli") & HEAVY
+
+
+def test_retriever_loads_no_framework() -> None:
+    loaded = loaded_after("from jacolbert_rag import JaColBERTRetriever")
+    assert not loaded & {"langchain_core", "llama_index", "ranx", "numba", "datasets", "schedulefree"}
+
+
+def test_package_imports_quickly() -> None:
+    # The interpreter itself takes a part of this; the bound holds on a busy machine too.
+    code = "import time; t = time.perf_counter(); import jacolbert_rag; print(time.perf_counter() - t)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3
+
+
+def test_public_names_are_all_there() -> None:
+    import jacolbert_rag
+
+    for name in jacolbert_rag.__all__:
+        assert getattr(jacolbert_rag, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = jacolbert_rag.nothing
