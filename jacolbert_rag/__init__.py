@@ -18,7 +18,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jacolbert_rag.config import CandidateConfig, EncoderConfig, PoolingConfig, SearchConfig, StoreConfig
+    from jacolbert_rag.config import (
+        CandidateConfig,
+        EncoderConfig,
+        IndexSettings,
+        PoolingConfig,
+        SearchConfig,
+        StoreConfig,
+    )
     from jacolbert_rag.datatypes import Document, Hit, TokenEmbeddings
     from jacolbert_rag.errors import (
         CheckpointError,
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
         OptionalDependencyError,
         TruncationWarning,
     )
-    from jacolbert_rag.retriever import IndexSettings, JaColBERTRetriever
+    from jacolbert_rag.retriever import JaColBERTRetriever
 
 __version__ = "0.1.0"
 
@@ -53,7 +60,7 @@ _HOMES = {
     "JaColBERTError": "errors",
     "OptionalDependencyError": "errors",
     "TruncationWarning": "errors",
-    "IndexSettings": "retriever",
+    "IndexSettings": "config",
     "JaColBERTRetriever": "retriever",
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict
 
 from jacolbert_rag.errors import InvalidInputError
 
@@ -122,3 +124,39 @@ class SearchConfig(_Config):
 
     def __post_init__(self) -> None:
         self._require("exact_below", self.exact_below >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How an index is made and searched; stored with it."""
+
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """One key a stage, each with its settings."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote, from a manifest that holds more besides."""
+        return cls(
+            pooling=PoolingConfig.from_json(values["pooling"]),
+            store=StoreConfig.from_json(values["store"]),
+            candidates=CandidateConfig.from_json(values["candidates"]),
+            search=SearchConfig.from_json(values["search"]),
+        )
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keyword arguments of `JaColBERTRetriever.from_pretrained`, for adapters that hand them on."""
+
+    index: str | Path | None
+    revision: str | None
+    device: str | None
+    dtype: ComputeDtype
+    query_length: str | None
+    document_length: int | None
+    settings: IndexSettings | None

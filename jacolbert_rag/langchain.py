@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from jacolbert_rag.config import ComputeDtype, EngineOptions, IndexSettings
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
@@ -35,21 +36,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from jacolbert_rag.config import ComputeDtype
-    from jacolbert_rag.retriever import IndexSettings
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-
-class EngineOptions(TypedDict, total=False):
-    """Keyword arguments of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, where they are handed on."""
-
-    index: str | Path | None
-    revision: str | None
-    device: str | None
-    dtype: ComputeDtype
-    query_length: str | None
-    document_length: int | None
-    settings: IndexSettings | None
 
 
 class JaColBERTRetriever(BaseRetriever):

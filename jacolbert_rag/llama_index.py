@@ -11,8 +11,9 @@ import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from jacolbert_rag.config import ComputeDtype, EngineOptions, IndexSettings
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
@@ -45,26 +46,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from jacolbert_rag.config import ComputeDtype
-    from jacolbert_rag.retriever import IndexSettings
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 # Metadata keys under which LlamaIndex's vector stores keep a node; `metadata_dict_to_node` reads them.
 NODE_KEYS = ("_node_content", "_node_type")
 
 dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # re-exported unmarked
-
-
-class EngineOptions(TypedDict, total=False):
-    """Keyword arguments of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, where they are handed on."""
-
-    index: str | Path | None
-    revision: str | None
-    device: str | None
-    dtype: ComputeDtype
-    query_length: str | None
-    document_length: int | None
-    settings: IndexSettings | None
 
 
 class JaColBERTRetriever(BaseRetriever):

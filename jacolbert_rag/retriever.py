@@ -6,16 +6,15 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jacolbert_rag.config import CandidateConfig, ComputeDtype, PoolingConfig, SearchConfig, StoreConfig
+from jacolbert_rag.config import ComputeDtype, IndexSettings
 from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, check_texts, has_text
@@ -35,35 +34,6 @@ SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segm
 SAMPLE_PER_POOLED = 24  # token embeddings that k-means sees for each pooled vector
 SAVE_GROWTH = 1.1  # candidates of a saved index are written again when they have grown by this factor
 CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """How an index is made and searched; stored with it."""
-
-    pooling: PoolingConfig = field(default_factory=PoolingConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-
-    def to_json(self) -> dict[str, Any]:
-        """One key a stage."""
-        stages = {"pooling": self.pooling, "store": self.store}
-        return {
-            **{name: config.to_json() for name, config in stages.items()},
-            "candidates": self.candidates.to_json(),
-            "search": self.search.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> IndexSettings:
-        """What `to_json` wrote, from a manifest."""
-        return cls(
-            pooling=PoolingConfig.from_json(values["pooling"]),
-            store=StoreConfig.from_json(values["store"]),
-            candidates=CandidateConfig.from_json(values["candidates"]),
-            search=SearchConfig.from_json(values["search"]),
-        )
 
 
 class JaColBERTRetriever:

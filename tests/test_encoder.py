@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jacolbert_rag import InvalidInputError, TruncationWarning
-from jacolbert_rag.encode import checkpoint, encoder as module
+from jacolbert_rag.encode import checkpoint
+from jacolbert_rag.encode import encoder as module
 from jacolbert_rag.encode.encoder import Encoder, batches_by_length
 from tests.conftest import SENTENCES
 
