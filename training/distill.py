@@ -115,7 +115,7 @@ def main(
                     f"The loss is {loss.item()} at step {step}; its first query is {chosen[0].query!r}. "
                     "Lower --learning-rate, or look at that batch."
                 )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             stepper.step()
             stepper.zero_grad(set_to_none=True)

@@ -57,7 +57,8 @@ def sinusoidal_positions(n_positions: int, dim: int) -> FloatArray:
     rates = np.exp(-np.log(10_000.0) * np.arange(0, dim, 2) / dim)
     angles = np.arange(n_positions)[:, None] * rates
     table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n_positions, dim)
-    return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+    unit: FloatArray = (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def _to_ppmi(matrix: FloatArray) -> None:
@@ -83,4 +84,5 @@ def _decompose(matrix: FloatArray, dim: int, seed: int) -> FloatArray:
     left, values, _ = np.linalg.svd(matrix @ basis, full_matrices=False)
     embeddings = left[:, :dim] * values[:dim] ** EIGENVALUE_WEIGHT
     scale = np.linalg.norm(embeddings, axis=1)
-    return (embeddings / scale[scale > 0].mean()).astype(np.float32)
+    scaled: FloatArray = (embeddings / scale[scale > 0].mean()).astype(np.float32)
+    return scaled

@@ -110,7 +110,7 @@ def main(
             loss = masked_loss(model, ids, targets)
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; lower --learning-rate.")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
