@@ -87,7 +87,8 @@ def _fuzz(n: int) -> list[str]:
     pieces = [
         "東京", "ｻｰﾊﾞｰ", "サーバ", "々", "ー", "𠮷", "髙", "㌔", "①", "½", "か゛", "\u3000", " ", "\n", "\t",
         "！？", "。",
-        "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é", "e\u0301", "한국", "\u200b", "\ufeff", "…",
+        "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é", "e\u0301",
+        "한국", "\u200b", "\ufeff", "…",
         *string.punctuation,
     ]  # fmt: skip
     return ["".join(rng.choices([*pieces, *"".join(SENTENCES)], k=rng.randint(1, 40))) for _ in range(n)]
