@@ -204,9 +204,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         0.01,
         *size,
     ]
-    command(pretrain.main, *args, "--steps", 4)
+    command(pretrain.main, *args, "--steps", 25)
     (folder / "out" / "model.safetensors").unlink()
-    command(pretrain.main, *args, "--steps", 200)  # goes on at step 4
+    command(pretrain.main, *args, "--steps", 200)  # goes on at step 25
     return folder / "out"
 
 

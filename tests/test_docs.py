@@ -1,0 +1,47 @@
+"""What the docs say is so: README's code runs, and its numbers are those of the result files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from evals.tables import README, ROOT, read_results, with_table
+
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_readme_has_code() -> None:
+    assert len(BLOCKS) == 3
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_readme_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    for result in ("documents", "nodes"):
+        if result in names:
+            assert "琵琶湖" in str(names[result])
+
+
+def test_readme_table_is_generated() -> None:
+    text = README.read_text(encoding="utf-8")
+    results = read_results()
+    assert {row["dataset"] for row in results} >= {"corpus", "jsquad", "jaquad"}
+    assert with_table(text, results) == text
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "jacolbert_rag/default_model/README.md"):
+        path = ROOT / name
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{name} -> {target}"
+
+
+def test_every_module_is_in_the_layout() -> None:
+    layout = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in (ROOT / "jacolbert_rag").rglob("*.py"):
+        name = path.relative_to(ROOT / "jacolbert_rag").as_posix()
+        assert path.name == "__init__.py" or name in layout, name
