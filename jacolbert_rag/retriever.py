@@ -52,7 +52,8 @@ class JaColBERTRetriever:
         self.encoder = encoder
         self.settings = settings
         self._store = store
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # over the store and the candidates
+        self._writing = threading.RLock()  # one writer; searches go on while it encodes
         self._candidates = Candidates.load(
             store.folder / CANDIDATES_FOLDER, settings.candidates, n_rows=store.n_rows
         )
@@ -204,12 +205,14 @@ class JaColBERTRetriever:
         given, distinct = _as_documents(documents)
         check_documents(distinct)
         check_texts([document.passage for document in distinct], "document")
-        with self._lock, _progress(len(distinct), show=progress) as advance:
+        with self._writing, _progress(len(distinct), show=progress) as advance:
             for start in range(0, len(distinct), ADD_DOCUMENTS):
                 batch = distinct[start : start + ADD_DOCUMENTS]
                 embeddings = self._encode(batch, advance)
-                self._store.append(batch, embeddings)
-            self._update_candidates()
+                with self._lock:
+                    self._store.append(batch, embeddings)
+            with self._lock:
+                self._update_candidates()
         return given
 
     def upsert(self, documents: Iterable[str | Document], *, progress: bool = False) -> list[str]:
@@ -220,7 +223,7 @@ class JaColBERTRetriever:
         """
         _, distinct = _as_documents(documents)
         check_documents(distinct)
-        with self._lock:
+        with self._writing:
             stored = {document.id: document for document in self.get([d.id for d in distinct])}
             return self.add([d for d in distinct if stored.get(d.id) != as_stored(d)], progress=progress)
 
@@ -232,7 +235,7 @@ class JaColBERTRetriever:
         """
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
-        with self._lock:
+        with self._writing, self._lock:
             return self._store.delete(ids)
 
     def get(self, ids: Sequence[str]) -> list[Document]:
@@ -306,7 +309,7 @@ class JaColBERTRetriever:
             InvalidInputError: the folder holds something that is no index.
         """
         folder = Path(path).expanduser().absolute()
-        with self._lock:
+        with self._writing, self._lock:
             self._save_candidates()
             if folder == self._store.folder.absolute():
                 return
@@ -319,7 +322,7 @@ class JaColBERTRetriever:
 
     def close(self) -> None:
         """Write what is derived and close the index; a temporary one is removed."""
-        with self._lock:
+        with self._writing, self._lock:
             if self.path is not None:
                 self._save_candidates()
             self._store.close()
