@@ -99,18 +99,22 @@ class CandidateConfig(_Config):
     """Which documents are worth an exact score: Voyager over vectors pooled across the corpus."""
 
     tokens_per_pooled: int = 64  # token embeddings of the corpus for one pooled vector
+    max_pooled: int = 131_072  # bounds memory and time of pooling a large corpus
+    samples_per_pooled: int = 16  # token embeddings that k-means sees for each pooled vector
     n_nearest: int = 32  # pooled vectors that a query token takes
     n_candidates: int = 256  # documents handed to exact scoring, or 2 * k where that is more
     m: int = 12  # HNSW links a vector
     ef_construction: int = 100
     ef_search: int = 96
     new_pooled_below: float = 0.5  # an added token less similar than this to all becomes a pooled vector
-    rebuild_growth: float = 2.0  # pool anew when the corpus has grown by this factor
+    rebuild_growth: float = 2.0  # pool anew when the corpus, or all that was ever listed, has grown by this
     seed: int = 12345
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_pooled", "n_nearest", "n_candidates", "m", "ef_construction"):
+        for name in ("tokens_per_pooled", "max_pooled", "samples_per_pooled", "n_nearest", "n_candidates"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("m", self.m >= 2, "at least 2")
+        self._require("ef_construction", self.ef_construction >= 1, "at least 1")
         self._require("ef_search", self.ef_search >= self.n_nearest, "at least n_nearest")
         self._require("new_pooled_below", -1 <= self.new_pooled_below <= 1, "a cosine")
         self._require("rebuild_growth", self.rebuild_growth > 1, "above 1")

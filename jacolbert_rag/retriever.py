@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jacolbert_rag.config import ComputeDtype, IndexSettings
-from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenArray, TokenEmbeddings
+from jacolbert_rag.datatypes import (
+    BoolArray,
+    Document,
+    FloatArray,
+    Hit,
+    IntArray,
+    TokenArray,
+    TokenEmbeddings,
+)
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.encoder import Encoder, check_texts, has_text
+from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
 from jacolbert_rag.index.candidates import Candidates
 from jacolbert_rag.index.maxsim import maxsim, maxsim_many
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
 CANDIDATES_FOLDER = "candidates"
 ADD_DOCUMENTS = 2_000  # documents encoded and stored at once; bounds memory to about 0.5 GB
 SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
-SAMPLE_PER_POOLED = 24  # token embeddings that k-means sees for each pooled vector
 SAVE_GROWTH = 1.1  # candidates of a saved index are written again when they have grown by this factor
 CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
 
@@ -55,7 +62,7 @@ class JaColBERTRetriever:
         self._lock = threading.RLock()  # over the store and the candidates
         self._writing = threading.RLock()  # one writer; searches go on while it encodes
         self._candidates = Candidates.load(
-            store.folder / CANDIDATES_FOLDER, settings.candidates, n_rows=store.n_rows
+            store.folder / CANDIDATES_FOLDER, settings.candidates, store_id=store.id, n_rows=store.n_rows
         )
         self._n_saved_entries = self._candidates.n_entries if self._candidates else 0
         self._cleanup: weakref.finalize[..., Any] | None = None
@@ -106,6 +113,7 @@ class JaColBERTRetriever:
         manifest = {
             "library": version("jacolbert-rag"),
             "model": loaded.name,
+            "revision": revision,
             "fingerprint": loaded.fingerprint,
             "dim": loaded.config.dim,
             "encoder": loaded.config.to_json(),
@@ -133,7 +141,7 @@ class JaColBERTRetriever:
             model: where that model is now, when it has moved.
             device: see `from_pretrained`.
             dtype: see `from_pretrained`.
-            query_length: see `from_pretrained`.
+            query_length: rule of query augmentation, in place of the one that the index was made with.
             settings: see `from_pretrained`.
 
         Raises:
@@ -145,14 +153,16 @@ class JaColBERTRetriever:
         manifest = read_manifest(Path(path))
         loaded = checkpoint.load(
             str(model if model is not None else manifest["model"]),
-            query_length=query_length,
+            revision=manifest.get("revision") if model is None else None,
+            query_length=query_length or manifest["encoder"]["query_length"],
             document_length=manifest["encoder"]["document_length"],
         )
         return cls._open(Path(path), Encoder(loaded, device=device, dtype=dtype), settings)
 
     @classmethod
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
-        manifest = read_manifest(path)
+        store = Store.open(path)
+        manifest = store.manifest
         made, now = manifest["fingerprint"], encoder.checkpoint
         if made != now.fingerprint:
             raise IndexMismatchError(
@@ -161,27 +171,40 @@ class JaColBERTRetriever:
                 f"{now.name!r} ({now.fingerprint[:8]}, {now.config.document_length}). Load that model, or "
                 "build the index anew with this one."
             )
-        stored = IndexSettings.from_json(manifest)
+        try:
+            stored = IndexSettings.from_json(manifest)
+        except InvalidInputError as error:
+            raise IndexMismatchError(
+                f"The settings of the index {path} are not those of this version: {error} Update "
+                "jacolbert_rag, or build the index anew."
+            ) from error
         if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
             raise IndexMismatchError(
                 f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
                 f"to {settings.pooling} and {settings.store}. Build a new index with those."
             )
-        retriever = cls(encoder, Store.open(path), settings or stored)
+        retriever = cls(encoder, store, settings or stored)
         retriever._update_candidates()
         return retriever
 
     def __len__(self) -> int:
         """Documents in the index."""
-        return len(self._store)
+        with self._reading():
+            return len(self._store)
 
     def __contains__(self, id: object) -> bool:
         """Whether a document of this id is in the index."""
-        return isinstance(id, str) and bool(self._store.rows_of([id]))
+        with self._reading():
+            return isinstance(id, str) and bool(self._store.rows_of([id]))
 
     def __iter__(self) -> Iterator[Document]:
-        """Every document, in order of arrival."""
-        return self._store.all_documents()
+        """Every document that is there when iteration begins, in order, but for those deleted meanwhile."""
+        with self._reading():
+            rows = np.flatnonzero(self._store.live)
+        for start in range(0, len(rows), ADD_DOCUMENTS):
+            with self._reading():
+                batch = self._store.documents(rows[start : start + ADD_DOCUMENTS])
+            yield from batch
 
     @property
     def path(self) -> Path | None:
@@ -203,17 +226,22 @@ class JaColBERTRetriever:
                 Nothing of this call was stored then.
         """
         given, distinct = _as_documents(documents)
-        check_documents(distinct)
-        check_texts([document.passage for document in distinct], "document")
+        self._add(distinct, progress=progress)
+        return given
+
+    def _add(self, distinct: Sequence[Document], *, progress: bool) -> None:
+        n_cut = 0
         with self._writing, _progress(len(distinct), show=progress) as advance:
             for start in range(0, len(distinct), ADD_DOCUMENTS):
                 batch = distinct[start : start + ADD_DOCUMENTS]
-                embeddings = self._encode(batch, advance)
+                passages = [document.passage for document in batch]
+                embeddings, cut = self.encoder.documents_with_cuts(passages, on_progress=advance)
+                n_cut += cut
+                embeddings = pool_documents(embeddings, self.settings.pooling)
                 with self._lock:
                     self._store.append(batch, embeddings)
-            with self._lock:
                 self._update_candidates()
-        return given
+        warn_of_cut_documents(n_cut, len(distinct), self.encoder.checkpoint.config.document_length)
 
     def upsert(self, documents: Iterable[str | Document], *, progress: bool = False) -> list[str]:
         """Like `add`, but documents that are stored already, word for word, are left alone.
@@ -222,10 +250,11 @@ class JaColBERTRetriever:
             The ids of the documents that were new or had changed.
         """
         _, distinct = _as_documents(documents)
-        check_documents(distinct)
         with self._writing:
             stored = {document.id: document for document in self.get([d.id for d in distinct])}
-            return self.add([d for d in distinct if stored.get(d.id) != as_stored(d)], progress=progress)
+            changed = [d for d in distinct if stored.get(d.id) != as_stored(d)]
+            self._add(changed, progress=progress)
+        return [document.id for document in changed]
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Remove documents.
@@ -240,7 +269,9 @@ class JaColBERTRetriever:
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
-        with self._lock:
+        if isinstance(ids, str):
+            raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
+        with self._reading():
             return self._store.documents(list(self._store.rows_of(ids).values()))
 
     def search(self, query: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
@@ -265,7 +296,7 @@ class JaColBERTRetriever:
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
         embedded = self.encoder.queries(list(queries))
-        with self._lock:
+        with self._reading():
             k = min(k, len(self._store))
             if k == 0:
                 return [[] for _ in queries]
@@ -285,17 +316,18 @@ class JaColBERTRetriever:
 
         Returns:
             min(k, number of documents) hits, best first; of equal scores the earlier document is first.
-            A document without text scores -inf.
+            A document without text scores the least there is, minus the query's tokens.
         """
         if k is not None:
             _check_k(k)
         given = [d if isinstance(d, Document) else Document.from_text(d) for d in _listed(documents)]
         if not given:
             return []
-        scores = np.full(len(given), -np.inf, dtype=np.float32)
+        embedded = self.encoder.queries([query])[0]
         with_text = [i for i, document in enumerate(given) if has_text(document.passage)]
-        embedded = self._encode([given[i] for i in with_text])
-        scores[with_text] = maxsim(self.encoder.queries([query])[0], embedded)
+        passages = self.encoder.documents([given[i].passage for i in with_text])
+        scores = np.full(len(given), -len(embedded), dtype=np.float32)
+        scores[with_text] = maxsim(embedded, pool_documents(passages, self.settings.pooling))
         order = np.argsort(-scores, kind="stable")[:k]
         return [Hit(given[i], float(scores[i])) for i in order]
 
@@ -308,10 +340,10 @@ class JaColBERTRetriever:
         Raises:
             InvalidInputError: the folder holds something that is no index.
         """
-        folder = Path(path).expanduser().absolute()
+        folder = Path(path).expanduser().resolve()
         with self._writing, self._lock:
             self._save_candidates()
-            if folder == self._store.folder.absolute():
+            if folder == self._store.folder:
                 return
             self._store.copy_to(folder)
             if self._cleanup is not None:
@@ -341,11 +373,11 @@ class JaColBERTRetriever:
 
         return LlamaIndexRetriever(engine=self, similarity_top_k=k)
 
-    def _encode(
-        self, documents: Sequence[Document], advance: Callable[[int], None] | None = None
-    ) -> TokenEmbeddings:
-        passages = [document.passage for document in documents]
-        return pool_documents(self.encoder.documents(passages, on_progress=advance), self.settings.pooling)
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The newest committed state, for as long as the block runs."""
+        with self._lock, self._store.reading():
+            yield
 
     def _search_exact(self, queries: TokenEmbeddings, k: int) -> list[tuple[IntArray, FloatArray]]:
         """The best k live rows of the whole store, and their scores, for each query."""
@@ -360,52 +392,73 @@ class JaColBERTRetriever:
     def _search_candidates(self, query: TokenArray, k: int) -> tuple[IntArray, FloatArray]:
         """The best k of the candidates' rows, and their scores."""
         assert self._candidates is not None
+        store = self._store
         n = max(self.settings.candidates.n_candidates, CANDIDATES_PER_HIT * k)
-        rows = self._candidates.propose(query, self._store.live, n)
+        proposed = self._candidates.propose(query, store.live, n)
+        # Rows that are not listed yet, because an add is under way here or elsewhere, are all candidates.
+        fresh = np.arange(self._candidates.n_rows, store.n_rows, dtype=np.int64)
+        rows = np.sort(np.concatenate([proposed, fresh[store.live[fresh]]]))  # the order of the file
         if len(rows) < k:  # fewer documents are listed near the query than were asked for
             return self._search_exact(TokenEmbeddings(query, np.array([0, len(query)])), k)[0]
-        rows = np.sort(rows)  # in the order of the file
-        return _best(rows, maxsim(query, self._store.embeddings(rows)), k)
+        return _best(rows, maxsim(query, store.embeddings(rows)), k)
 
     def _hits(self, rows: IntArray, scores: FloatArray) -> list[Hit]:
         documents = self._store.documents(rows)
         return [Hit(document, float(score)) for document, score in zip(documents, scores, strict=True)]
 
     def _update_candidates(self) -> None:
-        """List documents that the candidates lack, or pool the corpus anew when it has outgrown them."""
-        store = self._store
-        if len(store) == 0 or len(store) < self.settings.search.exact_below:
-            return
-        if self._candidates is None or self._candidates.needs_rebuild(store.n_tokens):
-            self._candidates = self._pool_candidates()
-            self._n_saved_entries = 0
-        for first, block in store.blocks():
-            rows = np.arange(first, first + len(block), dtype=np.int64)
-            new = rows[(rows >= self._candidates.n_rows) & store.live[rows]]
-            for start in range(0, len(new), ADD_DOCUMENTS):
-                batch = new[start : start + ADD_DOCUMENTS]
-                self._candidates.add(batch, block.take(batch - first))
-        if self.path and self._candidates.n_entries > SAVE_GROWTH * self._n_saved_entries:
-            self._save_candidates()
+        """List documents that the candidates lack, or pool the corpus anew when it has outgrown them.
 
-    def _pool_candidates(self) -> Candidates:
-        """Pool a sample of the corpus' token embeddings, a fair share from every segment."""
-        config, store = self.settings.candidates, self._store
-        n_pooled = max(1, store.n_tokens // config.tokens_per_pooled)
-        share = min(1.0, SAMPLE_PER_POOLED * n_pooled / store.n_tokens)
+        Searches go on while the corpus is pooled, and wait while documents are listed.
+        """
+        with self._writing:
+            with self._reading():
+                n_live, n_tokens = len(self._store), self._store.n_tokens
+                blocks = list(self._store.blocks())
+                live = self._store.live.copy()
+            if n_live == 0 or n_live < self.settings.search.exact_below:
+                return
+            if self._candidates is None or self._candidates.needs_rebuild(n_live, n_tokens):
+                candidates = self._pool_candidates(blocks, n_tokens)
+                _list_rows(candidates, blocks, live)
+                with self._lock:
+                    self._candidates, self._n_saved_entries = candidates, 0
+            else:
+                with self._lock:
+                    _list_rows(self._candidates, blocks, live)
+            if self.path and self._candidates.n_entries > SAVE_GROWTH * self._n_saved_entries:
+                self._save_candidates()
+
+    def _pool_candidates(self, blocks: Sequence[tuple[int, TokenEmbeddings]], n_tokens: int) -> Candidates:
+        """Candidates over a sample of the corpus' token embeddings, a fair share of every block."""
+        config = self.settings.candidates
+        n_pooled = min(max(1, n_tokens // config.tokens_per_pooled), config.max_pooled)
+        share = min(1.0, config.samples_per_pooled * n_pooled / n_tokens)
         rng = np.random.default_rng(config.seed)
         sample = []
-        for _, block in store.blocks():
-            n = max(1, round(share * len(block.flat)))
-            chosen = np.sort(rng.choice(len(block.flat), size=min(n, len(block.flat)), replace=False))
+        for _, block in blocks:
+            n = min(len(block.flat), max(1, round(share * len(block.flat))))
+            chosen = np.sort(rng.choice(len(block.flat), size=n, replace=False))
             sample.append(block.flat[chosen].astype(np.float32))
         pooled = pool_corpus(np.concatenate(sample), n_pooled, seed=config.seed)
-        return Candidates.build(pooled, config, n_tokens=store.n_tokens)
+        return Candidates.build(pooled, config, n_tokens=n_tokens)
 
     def _save_candidates(self) -> None:
         if self._candidates is not None:
-            self._candidates.save(self._store.folder / CANDIDATES_FOLDER)
+            self._candidates.save(self._store.folder / CANDIDATES_FOLDER, store_id=self._store.id)
             self._n_saved_entries = self._candidates.n_entries
+
+
+def _list_rows(
+    candidates: Candidates, blocks: Sequence[tuple[int, TokenEmbeddings]], live: BoolArray
+) -> None:
+    """Have the candidates list the live rows that they do not list yet."""
+    for first, block in blocks:
+        rows = np.arange(max(first, candidates.n_rows), first + len(block), dtype=np.int64)
+        rows = rows[live[rows]]
+        for start in range(0, len(rows), ADD_DOCUMENTS):
+            batch = rows[start : start + ADD_DOCUMENTS]
+            candidates.add(batch, block.take(batch - first))
 
 
 def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
@@ -420,18 +473,28 @@ def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatAr
 
 
 def _as_documents(documents: Iterable[str | Document]) -> tuple[list[str], list[Document]]:
-    """The id of each given document, and the documents; a text that was given twice is there once."""
-    distinct: dict[str, Document] = {}  # from texts, whose ids are their content
-    named = []
-    ids = []
+    """The id of each given document, and the documents, in order; a text given twice is there once.
+
+    Raises:
+        InvalidInputError: a document cannot be stored or has no text.
+    """
+    ids, distinct = [], []
+    from_text: set[str] = set()  # ids that are a text's content
     for item in _listed(documents):
         document = item if isinstance(item, Document) else Document.from_text(item)
         ids.append(document.id)
-        if isinstance(item, Document):
-            named.append(document)
-        else:
-            distinct[document.id] = document
-    return ids, [*named, *distinct.values()]
+        if document.id not in from_text:
+            distinct.append(document)
+        if not isinstance(item, Document):
+            from_text.add(document.id)
+    check_documents(distinct)
+    for document in distinct:
+        if not has_text(document.passage):
+            raise InvalidInputError(
+                f"The document {document.id!r} has no text: {document.passage[:20]!r} is empty, or only "
+                "spaces and control characters. Leave such documents out, for instance blank pages of a PDF."
+            )
+    return ids, distinct
 
 
 def _listed(documents: Iterable[str | Document]) -> list[str | Document]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,8 @@ def test_saved_candidates_propose_the_same(tmp_path: Path) -> None:
     docs = corpus(200)
     candidates = build(docs.take(range(150)))
     candidates.add(np.arange(150, 200), docs.take(range(150, 200)))
-    candidates.save(tmp_path / "c")
-    loaded = Candidates.load(tmp_path / "c", CONFIG, n_rows=200)
+    candidates.save(tmp_path / "c", store_id="x")
+    loaded = Candidates.load(tmp_path / "c", CONFIG, store_id="x", n_rows=200)
     assert loaded is not None
     live = np.ones(200, dtype=bool)
     for i in range(10):
@@ -136,15 +137,15 @@ def test_saved_candidates_propose_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["state.json", "pooled.voyager", "postings.npz"])
 @pytest.mark.parametrize("harm", ["missing", "cut"])
 def test_what_is_damaged_is_not_loaded(tmp_path: Path, name: str, harm: str) -> None:
-    build(corpus(50)).save(tmp_path / "c")
+    build(corpus(50)).save(tmp_path / "c", store_id="x")
     victim = tmp_path / "c" / name
     victim.unlink() if harm == "missing" else victim.write_bytes(victim.read_bytes()[:30])
-    assert Candidates.load(tmp_path / "c", CONFIG, n_rows=50) is None
+    assert Candidates.load(tmp_path / "c", CONFIG, store_id="x", n_rows=50) is None
 
 
 def test_candidates_ahead_of_the_store_are_not_loaded(tmp_path: Path) -> None:
-    build(corpus(50)).save(tmp_path / "c")
-    assert Candidates.load(tmp_path / "c", CONFIG, n_rows=49) is None
+    build(corpus(50)).save(tmp_path / "c", store_id="x")
+    assert Candidates.load(tmp_path / "c", CONFIG, store_id="x", n_rows=49) is None
 
 
 def test_nothing_to_add() -> None:
@@ -184,6 +185,46 @@ def test_leaders_are_apart_and_near_duplicates_have_one() -> None:
 
 def test_rebuild_is_due_after_growth() -> None:
     candidates = build(corpus(50))
-    n = candidates.n_built_tokens
-    assert not candidates.needs_rebuild(2 * n)
-    assert candidates.needs_rebuild(2 * n + 1)
+    n = candidates.counts.n_tokens
+    assert not candidates.needs_rebuild(50, 2 * n)
+    assert candidates.needs_rebuild(50, 2 * n + 1)
+    # and when more than half of what is listed has died
+    assert not candidates.needs_rebuild(25, n)
+    assert candidates.needs_rebuild(24, n)
+
+
+def test_candidates_of_another_index_or_making_are_not_loaded(tmp_path: Path) -> None:
+    build(corpus(50)).save(tmp_path / "c", store_id="x")
+    assert Candidates.load(tmp_path / "c", CONFIG, store_id="y", n_rows=50) is None
+    assert Candidates.load(tmp_path / "c", replace(CONFIG, m=20), store_id="x", n_rows=50) is None
+    assert (
+        Candidates.load(tmp_path / "c", replace(CONFIG, n_candidates=9), store_id="x", n_rows=50) is not None
+    )
+
+
+def test_vectors_that_the_graph_hides_are_found_by_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = corpus(60)
+    candidates = build(docs)
+    tokens = docs.flat[:20]
+    pooled, similarity = candidates._query(tokens, 5)
+    monkeypatch.setattr(Candidates, "_recall_error", Exception)
+    candidates._voyager = Hiding(candidates._voyager)
+    scanned, scanned_similarity = candidates._query(tokens, 5)
+    assert np.mean(scanned == pooled) > 0.95
+    assert scanned_similarity == pytest.approx(similarity, abs=1e-4)
+
+
+class Hiding:
+    """Voyager, as it is when its graph has come apart."""
+
+    def __init__(self, index) -> None:
+        self.index = index
+
+    def query(self, *args, **kwargs):
+        raise RuntimeError("Fewer than expected results were retrieved")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def get_vectors(self, ids):
+        return self.index.get_vectors(ids)

@@ -86,7 +86,9 @@ def test_long_documents_are_counted_once(encoder: Encoder) -> None:
 
 
 def test_long_query_is_never_cut_silently(encoder: Encoder) -> None:
-    with pytest.warns(TruncationWarning, match="1 of 1 queries are longer than the 120 tokens"):
+    with pytest.warns(
+        TruncationWarning, match=r"query 0 \(.*3,010 characters\) is longer than the 120 tokens"
+    ):
         assert encoder.queries(["富士山はどこ。" * 430]).lengths[0] == 128
 
 

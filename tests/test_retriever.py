@@ -134,9 +134,11 @@ def test_upsert_leaves_unchanged_documents_alone(
     filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    original = filled.encoder.documents
+    original = filled.encoder.documents_with_cuts
     monkeypatch.setattr(
-        filled.encoder, "documents", lambda texts, **kw: (encoded.extend(texts), original(texts, **kw))[1]
+        filled.encoder,
+        "documents_with_cuts",
+        lambda texts, **kw: (encoded.extend(texts), original(texts, **kw))[1],
     )
     documents = numbered(61)
     documents[3] = Document("d3", documents[3].text, {"n": "変更"})
@@ -190,7 +192,7 @@ def test_rerank_orders_what_it_is_given(retriever: JaColBERTRetriever) -> None:
     # Other retrievers hand on blank pages: they come last instead of stopping the chain.
     blank = retriever.rerank("湖", ["", "富士山", "\u3000"])
     assert [h.text for h in blank] == ["富士山", "", "\u3000"]
-    assert blank[1].score == -np.inf
+    assert [h.score for h in blank[1:]] == [-32.0, -32.0]
     assert len(retriever) == 0
 
 
@@ -200,9 +202,9 @@ def test_rerank_orders_what_it_is_given(retriever: JaColBERTRetriever) -> None:
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        (["琵琶湖", ""], "document 1 has no text"),
-        (["琵琶湖", "\u3000\n"], "document 1 has no text"),
-        ([Document("a", "\0\x07")], "document 0 has no text"),
+        (["琵琶湖", ""], "has no text: '' is empty.*Leave such documents out"),
+        (["琵琶湖", Document("空", "\u3000\n")], "document '空' has no text"),
+        ([Document("a", "\0\x07")], "document 'a' has no text"),
         ([Document("d1", "上書き"), Document("a", "x"), Document("a", "y")], "'a' is there twice"),
         (["琵琶湖", None], "document 1 is a NoneType; expected a str or a jacolbert_rag.Document"),
         ("琵琶湖", "documents is one str; expected a list"),
@@ -240,7 +242,7 @@ def test_one_string_for_a_list_is_refused(filled: JaColBERTRetriever) -> None:
 
 
 def test_query_of_3000_characters(filled: JaColBERTRetriever) -> None:
-    with pytest.warns(TruncationWarning, match="1 of 1 queries are longer"):
+    with pytest.warns(TruncationWarning, match="query 0 .* is longer than the"):
         assert len(filled.search("富士山の高さは何メートルですか。" * 200, k=3)) == 3
 
 
@@ -372,6 +374,119 @@ def test_pooling_is_kept_by_the_index(tiny_model: Path, tmp_path: Path) -> None:
     assert JaColBERTRetriever.load(tmp_path / "i").settings == settings
     with pytest.raises(IndexMismatchError, match="they cannot change"):
         JaColBERTRetriever.load(tmp_path / "i", settings=IndexSettings())
+
+
+def test_save_under_another_spelling_of_its_own_folder(
+    filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").mkdir()
+    filled.save(tmp_path / "i")
+    filled.save(tmp_path / "x" / ".." / "i")
+    filled.add([Document("新", "大阪城")])
+    monkeypatch.chdir(tmp_path)
+    relative = JaColBERTRetriever.load("i")
+    monkeypatch.chdir("/")
+    relative.add([Document("二", "名古屋城")])
+    assert {"新", "二"} <= {d.id for d in JaColBERTRetriever.load(tmp_path / "i")}
+
+
+def test_two_retrievers_over_one_folder(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    other = JaColBERTRetriever.load(tmp_path / "i")
+    text = "京都の金閣寺は、足利義満が建てた。"
+    other.add([Document("他", text)])
+    assert "他" in ids(filled.search(text, k=61))
+    filled.delete(["他", "d3"])
+    filled.add([Document("此", text)])
+    for retriever in (filled, other):
+        assert len(retriever) == 60
+        found = ids(retriever.search(text, k=61))
+        assert "此" in found
+        assert not {"他", "d3"} & set(found)
+
+
+def test_interrupted_add_leaves_what_it_stored_searchable(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 10)
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
+    retriever.add(numbered(40))
+    original = retriever.encoder.documents_with_cuts
+    calls: list[int] = []
+
+    def failing(texts, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(texts, **kwargs)
+
+    monkeypatch.setattr(retriever.encoder, "documents_with_cuts", failing)
+    more = [Document(f"m{d.id}", d.text + "時々説明", {}) for d in numbered(20)]
+    with pytest.raises(KeyboardInterrupt):
+        retriever.add(more)
+    assert len(retriever) == 50
+    for document in more[:10]:
+        assert ids(retriever.search(document.text, k=3)) == ids(
+            retriever.search(document.text, k=3, exact=True)
+        )
+
+
+def test_documents_that_are_not_listed_yet_are_found(filled: JaColBERTRetriever) -> None:
+    query = "時々、カフェでコーヒーを飲みながら本を読む。"
+    document = Document("新", query)
+    filled._store.append([document], filled.encoder.documents([query]))
+    assert "新" in ids(filled.search(query, k=61))
+    assert len(filled.search(query, k=61)) == 61
+
+
+def test_corpus_that_only_changes_does_not_grow_its_lists(tiny_model: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
+    for i in range(8):
+        retriever.add([Document(d.id, d.text + str(i), d.metadata) for d in numbered(30)])
+    assert retriever._candidates is not None
+    assert retriever._candidates.counts.n_listed <= 60
+    assert len(retriever.search("琵琶湖", k=100)) == 30
+
+
+def test_query_rule_and_revision_are_remembered(tiny_model: Path, tmp_path: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, query_length="fixed:16")
+    retriever.add(SENTENCES)
+    retriever.save(tmp_path / "i")
+    loaded = JaColBERTRetriever.load(tmp_path / "i")
+    assert loaded.search("琵琶湖", k=3) == retriever.search("琵琶湖", k=3)
+    assert loaded.encoder.checkpoint.config.query_length == "fixed:16"
+    other = JaColBERTRetriever.load(tmp_path / "i", query_length="paper")
+    assert other.encoder.checkpoint.config.query_length == "paper"
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert manifest["revision"] is None
+    assert Path(manifest["model"]).is_absolute()
+
+
+def test_iteration_passes_over_what_is_deleted_meanwhile(filled: JaColBERTRetriever, monkeypatch) -> None:
+    monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 20)
+    seen = []
+    for document in filled:
+        seen.append(document.id)
+        filled.delete(["d50"])
+    assert seen == [f"d{i}" for i in range(60) if i != 50]
+
+
+def test_long_documents_of_a_large_add_are_counted_once(retriever: JaColBERTRetriever, monkeypatch) -> None:
+    monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 3)
+    long = [Document(f"l{i}", f"{i}番の琵琶湖。" * 60) for i in range(7)]
+    with pytest.warns(TruncationWarning, match="7 of 8 documents are longer") as seen:
+        retriever.add([*long, Document("s", "短い")])
+    assert len(seen) == 1
+    retriever.add([Document("空白", "短い" + " " * 200_000)])  # would raise: the warning is an error in tests
+
+
+def test_settings_of_a_newer_version_are_refused(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    manifest["candidates"]["未来"] = 1
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IndexMismatchError, match="are not those of this version.*未来"):
+        JaColBERTRetriever.load(tmp_path / "i")
 
 
 def test_temporary_index_goes_with_its_retriever(tiny_model: Path) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,12 @@ DIM = 8
 
 
 def manifest(dtype: str = "float32") -> dict[str, object]:
-    return {"dim": DIM, "store": StoreConfig(dtype=dtype).to_json()}
+    rest = dict.fromkeys(("model", "fingerprint", "encoder", "pooling", "candidates", "search"))
+    return {**rest, "dim": DIM, "store": StoreConfig(dtype=dtype).to_json()}
+
+
+def all_documents(store: Store) -> list[Document]:
+    return store.documents(np.flatnonzero(store.live))
 
 
 def make(folder: Path, **kwargs) -> Store:
@@ -54,7 +61,7 @@ def test_what_was_appended_comes_back(tmp_path: Path) -> None:
     assert store.documents(rows) == documents
     same(store, rows, embeddings)
     same(store, [3, 1], embeddings.take([3, 1]))
-    assert list(store.all_documents()) == documents
+    assert all_documents(store) == documents
 
 
 def test_a_second_process_sees_it(tmp_path: Path) -> None:
@@ -100,7 +107,7 @@ def test_delete(tmp_path: Path) -> None:
     store.append(documents, embeddings)
     assert store.delete(["知らない", "文書2", "文書0", "文書2"]) == ["文書2", "文書0"]
     assert store.delete(["文書2"]) == []
-    assert [d.id for d in Store.open(tmp_path / "i").all_documents()] == ["文書1"]
+    assert [d.id for d in all_documents(Store.open(tmp_path / "i"))] == ["文書1"]
 
 
 def test_merging_forgets_the_tokens_of_dead_rows(tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_everything_deleted_and_begun_again(tmp_path: Path) -> None:
     store.delete(["文書0", "文書1"])
     store.append(*some(3, start=5))
     again = Store.open(tmp_path / "i")
-    assert [d.id for d in again.all_documents()] == ["文書5", "文書6", "文書7"]
+    assert [d.id for d in all_documents(again)] == ["文書5", "文書6", "文書7"]
 
 
 def test_float16_is_stored_as_such(tmp_path: Path) -> None:
@@ -267,6 +274,119 @@ def test_leftovers_of_a_killed_writer_are_removed_by_the_next(built: Path) -> No
     assert len(Store.open(built)) == 7
 
 
+def test_two_writers_take_turns(tmp_path: Path) -> None:
+    first = make(tmp_path / "i")
+    first.append(*some(3))
+    second = Store.open(tmp_path / "i")
+    documents, embeddings = some(5, start=10)
+    second.append(documents, embeddings)
+    second.delete(["文書0"])
+    more, more_embeddings = some(2, start=20)
+    rows = first.append(more, more_embeddings)
+    assert list(rows) == [8, 9]
+    for store in (first, Store.open(tmp_path / "i")):
+        assert [d.id for d in all_documents(store)] == [
+            "文書1",
+            "文書2",
+            *(d.id for d in [*documents, *more]),
+        ]
+        same(store, range(3, 8), embeddings)
+        same(store, rows, more_embeddings)
+    with second.reading():
+        assert len(second) == 9
+        same(second, rows, more_embeddings)
+
+
+def test_reading_block_sees_one_state(tmp_path: Path) -> None:
+    writer = make(tmp_path / "i")
+    writer.append(*some(3))
+    reader = Store.open(tmp_path / "i")
+    with reader.reading():
+        writer.delete(["文書1"])
+        writer.append(*some(9, start=30))
+        assert [d.id for d in all_documents(reader)] == ["文書0", "文書1", "文書2"]
+        same(reader, range(3), some(3)[1])
+    with reader.reading():
+        assert len(reader) == 11
+
+
+def test_opening_while_another_process_merges(tmp_path: Path) -> None:
+    writer = make(tmp_path / "i")
+    writer.append(*some(2))
+    done = threading.Event()
+
+    def write() -> None:
+        for i in range(80):
+            writer.append(*some(2, start=2 * i + 10))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = 0
+    while not done.is_set():
+        store = Store.open(tmp_path / "i")
+        assert len(store) >= seen
+        seen = len(store)
+        store.close()
+    thread.join()
+    assert len(Store.open(tmp_path / "i")) == 162
+
+
+def test_failing_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(tmp_path / "i")
+    documents, embeddings = some(4)
+    store.append(documents, embeddings)
+    monkeypatch.setattr("jacolbert_rag.index.store._encode", lambda d: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.append(*some(3, start=2))
+    monkeypatch.undo()
+    assert all_documents(store) == documents
+    same(store, range(4), embeddings)
+    store.append(*some(3, start=2))
+    assert [d.id for d in all_documents(Store.open(tmp_path / "i"))] == [f"文書{i}" for i in range(5)]
+
+
+def test_kill_between_the_renames_of_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(tmp_path / "i")
+    store.append(*some(3))
+    store.copy_to(tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / ".copy.replaced")
+    assert len(Store.open(tmp_path / "copy")) == 3
+    # and where the second rename fails, the old index is back at once
+    real = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: real(a, b) if "replaced" in f"{a}{b}" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.copy_to(tmp_path / "copy")
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "i"]
+    assert len(Store.open(tmp_path / "copy")) == 3
+
+
+def test_copy_of_the_folder_without_the_log_is_whole(tmp_path: Path) -> None:
+    store = make(tmp_path / "i")
+    store.append(*some(3))
+    shutil.copytree(tmp_path / "i", tmp_path / "c", ignore=shutil.ignore_patterns("*-wal", "*-shm"))
+    assert len(Store.open(tmp_path / "c")) == 3
+
+
+def test_closed_store_says_so(tmp_path: Path) -> None:
+    store = make(tmp_path / "i")
+    store.close()
+    with pytest.raises(InvalidInputError, match="was closed. Load it again"), store.reading():
+        pass
+    with pytest.raises(InvalidInputError, match="was closed"):
+        store.append(*some(1))
+
+
+@pytest.mark.parametrize("key", ["model", "dim", "store", "id"])
+def test_manifest_without_a_key_is_refused(built: Path, key: str) -> None:
+    values = json.loads((built / "manifest.json").read_text())
+    del values[key]
+    (built / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(IndexCorruptError, match=key):
+        Store.open(built)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_kill_while_adding_keeps_every_acknowledged_document(tmp_path: Path) -> None:
     script = textwrap.dedent(
@@ -300,7 +420,7 @@ def test_kill_while_adding_keeps_every_acknowledged_document(tmp_path: Path) -> 
         last = max([last, *map(int, process.stdout)])
         process.wait()
         store = Store.open(folder)
-        got = {d.id for d in store.all_documents()}
+        got = {d.id for d in all_documents(store)}
         gone = {f"文書{3 * i}" for i in range(4, last + 1, 5)}
         acknowledged = {f"文書{i}" for i in range(3 * (last + 1))} - gone
         assert acknowledged <= got

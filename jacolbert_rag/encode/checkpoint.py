@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -102,6 +103,8 @@ def load(
         )
     model = ColBERT(backbone, config.dim)
     _fill(model, weights, folder)
+    if name != DEFAULT_MODEL and Path(name).expanduser().is_dir():
+        name = str(folder.resolve())  # an index remembers it, and may be opened from elsewhere
     return Checkpoint(name, model.eval(), tokenizer, config, _fingerprint(folder, config))
 
 
@@ -115,8 +118,6 @@ def save(folder: Path, model: ColBERT, tokenizer: JapaneseTokenizer, *, dtype: t
         dtype: of the weights on disk; float16 halves the folder and is read back as float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().to(dtype).contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     backbone = model.config.to_dict()
     backbone.pop("_name_or_path", None)
     # "dtype" float32 makes loaders that honour it widen float16 weights, as this one does.
@@ -141,6 +142,10 @@ def save(folder: Path, model: ColBERT, tokenizer: JapaneseTokenizer, *, dtype: t
             "cap_padding": 0,
         },
     )
+    # The weights come last and whole, so a folder that has them is finished.
+    tensors = {key: value.detach().to(dtype).contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / f".{WEIGHTS_FILE}", metadata={"format": "pt"})
+    os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
 
 
 def write_tokenizer(folder: Path, vocab: list[str]) -> None:
@@ -178,7 +183,8 @@ def resolve_folder(name: str, *, revision: str | None = None) -> Path:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise CheckpointError(
             f"{name!r} is no folder. Name the folder of a ColBERT checkpoint, a hub id such as "
-            "'answerdotai/JaColBERTv2.5', or nothing for the bundled model."
+            "'answerdotai/JaColBERTv2.5', or nothing for the bundled model. If an index names a model that "
+            "has moved, pass `model=`."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -258,7 +264,7 @@ def _fill(model: ColBERT, weights: dict[str, Tensor], folder: Path) -> None:
 def _resolve(metadata: dict[str, Any], backbone: BertConfig, projection: Tensor) -> EncoderConfig:
     """The encoder's settings: what the checkpoint says, else the defaults."""
     default = EncoderConfig()
-    dim = int(metadata.get("dim", projection.shape[0]))
+    dim = metadata.get("dim", projection.shape[0])
     if tuple(projection.shape) != (dim, backbone.hidden_size):
         raise CheckpointError(
             f"{PROJECTION} is {tuple(projection.shape)}, but {METADATA_FILE} and {CONFIG_FILE} ask for "
@@ -282,7 +288,9 @@ def _fingerprint(folder: Path, config: EncoderConfig) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     settings = config.to_json() | {"query_length": None}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    backbone = _read_json(folder / CONFIG_FILE, folder)
+    shape = {key: backbone.get(key) for key in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+    digest.update(json.dumps([settings, shape], sort_keys=True).encode())
     for name in (VOCAB_FILE, WEIGHTS_FILE):
         with (folder / name).open("rb") as file:
             while block := file.read(1 << 20):

@@ -64,11 +64,12 @@ class Encoder:
         """
         check_texts(texts, "query")
         batch = self.tokenizer.queries(texts)
-        if cut := int(np.count_nonzero(batch.n_cut)):
+        for i in np.flatnonzero(batch.n_cut).tolist():
+            # The text stands in the message, so that Python's filter lets each query's warning through.
             warnings.warn(
-                f"{cut} of {len(texts)} queries are longer than the {int(batch.n_attended.max())} tokens "
-                "that the model reads, and were cut there. Ask shorter questions, or search with each "
-                "paragraph and join the hits.",
+                f"query {i} ({texts[i][:20]!r}…, {len(texts[i]):,} characters) is longer than the "
+                f"{batch.n_attended[i]} tokens that are read of a query, and was cut there. Ask a shorter "
+                "question, or search with each paragraph and join the hits.",
                 TruncationWarning,
                 stacklevel=2,
             )
@@ -92,18 +93,18 @@ class Encoder:
         Warns:
             TruncationWarning: documents are longer than the model reads; said once, with their count.
         """
+        embedded, n_cut = self.documents_with_cuts(texts, on_progress=on_progress)
+        warn_of_cut_documents(n_cut, len(texts), self.checkpoint.config.document_length)
+        return embedded
+
+    def documents_with_cuts(
+        self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+    ) -> tuple[TokenEmbeddings, int]:
+        """`documents` without its warning: the embeddings, and how many documents were cut."""
         check_texts(texts, "document")
         batch = self.tokenizer.documents(texts)
-        if cut := int(np.count_nonzero(batch.n_cut)):
-            warnings.warn(
-                f"{cut} of {len(texts)} documents are longer than the "
-                f"{self.checkpoint.config.document_length} tokens that the model reads; what lies beyond "
-                "is not searchable. Split them into passages, with jacolbert_rag.encode.splitter or your "
-                "framework's splitter.",
-                TruncationWarning,
-                stacklevel=2,
-            )
-        return self._embed(batch, ~np.isin(batch.ids, self._skiplist), on_progress)
+        kept = ~np.isin(batch.ids, self._skiplist)
+        return self._embed(batch, kept, on_progress), int(np.count_nonzero(batch.n_cut))
 
     def _embed(
         self, batch: TokenBatch, keep: BoolArray, on_progress: Callable[[int], None] | None = None
@@ -164,6 +165,18 @@ def check_texts(texts: Sequence[str], what: str) -> None:
                 f"{what} {i} has no text: {text[:20]!r} is empty, or only spaces and control characters. "
                 "Leave it out."
             )
+
+
+def warn_of_cut_documents(n_cut: int, n: int, length: int) -> None:
+    """Say once how many of n documents are longer than the model reads."""
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {n} documents are longer than the {length} tokens that the model reads; what lies "
+            "beyond is not searchable. Split them into passages, with jacolbert_rag.encode.splitter or your "
+            "framework's splitter.",
+            TruncationWarning,
+            stacklevel=3,
+        )
 
 
 def has_text(text: str) -> bool:

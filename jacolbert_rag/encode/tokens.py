@@ -109,6 +109,11 @@ class JapaneseTokenizer:
             CheckpointError: a special token or a marker is not in the vocabulary.
         """
         self.vocab = {token: i for i, token in enumerate(vocab)}
+        if len(self.vocab) != len(vocab):
+            raise CheckpointError(
+                f"The vocabulary has {len(vocab)} lines, but only {len(self.vocab)} different ones, so ids "
+                "are not certain. Take vocab.txt from the checkpoint again."
+            )
         missing = [
             t
             for t in (PAD, UNK, CLS, SEP, MASK, config.query_marker, config.document_marker)
@@ -141,10 +146,16 @@ class JapaneseTokenizer:
                     f"{folder} has no {name}, so its tokenizer is unknown. Copy it from the checkpoint "
                     "that this one was trained from."
                 )
-        settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+        try:
+            settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+            lines = (folder / VOCAB_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+            raise CheckpointError(
+                f"{TOKENIZER_CONFIG_FILE} or {VOCAB_FILE} of {folder} is not readable ({error}). Copy both "
+                "from the checkpoint again."
+            ) from error
         _check_tokenizer(settings, folder)
-        vocab = (folder / VOCAB_FILE).read_text(encoding="utf-8").split("\n")
-        return cls([token.rstrip("\r") for token in vocab if token.rstrip("\r")], config)
+        return cls(lines, config)
 
     def skiplist(self) -> frozenset[int]:
         """Ids whose embeddings are not kept for documents: the ASCII punctuation in the vocabulary.
@@ -199,7 +210,9 @@ class JapaneseTokenizer:
         """The first `limit` ids, and how many more there are at least."""
         head = text[: MAX_CHARS_PER_TOKEN * limit]
         ids = self.word_ids(head)
-        return ids[:limit], max(0, len(ids) - limit) + (len(text) > len(head))
+        return ids[:limit], max(0, len(ids) - limit) + (
+            not text[len(head) :].isspace() and len(text) > len(head)
+        )
 
     def _wordpiece(self, word: str) -> tuple[int, ...]:
         """Greedy longest match first; a word with a piece that is not in the vocabulary is [UNK]."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -76,6 +78,21 @@ class Postings:
         return self.rows[index], lengths
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How far candidates reach.
+
+    Attributes:
+        n_rows: rows of the store up to here are listed, if they were alive.
+        n_listed: documents ever listed, those included that have died since.
+        n_tokens: token embeddings of the corpus when its vectors were pooled.
+    """
+
+    n_rows: int
+    n_listed: int
+    n_tokens: int
+
+
 class Candidates:
     """Proposes documents for a query. Not thread-safe while documents are added."""
 
@@ -83,14 +100,12 @@ class Candidates:
         self,
         voyager_index: Any,
         parts: list[Postings],
-        n_rows: int,
-        n_built_tokens: int,
+        counts: Counts,
         config: CandidateConfig,
     ) -> None:
         """Take finished parts; use `build` or `load`."""
         self.config = config
-        self.n_rows = n_rows
-        self.n_built_tokens = n_built_tokens
+        self.counts = counts
         self._voyager = voyager_index
         self._parts = parts
 
@@ -114,7 +129,7 @@ class Candidates:
             random_seed=config.seed,
             max_elements=len(pooled),
         )
-        candidates = cls(index, [], 0, n_tokens, config)
+        candidates = cls(index, [], Counts(0, 0, n_tokens), config)
         candidates._add_pooled(pooled)
         return candidates
 
@@ -128,9 +143,15 @@ class Candidates:
         """Entries of all posting lists."""
         return sum(len(part.rows) for part in self._parts)
 
-    def needs_rebuild(self, n_tokens: int) -> bool:
-        """Whether a corpus of this size has outgrown the vectors that were pooled for it."""
-        return n_tokens > self.config.rebuild_growth * self.n_built_tokens
+    @property
+    def n_rows(self) -> int:
+        """Rows of the store that are listed; those from here on are not."""
+        return self.counts.n_rows
+
+    def needs_rebuild(self, n_live: int, n_tokens: int) -> bool:
+        """Whether the corpus has outgrown these vectors, or the dead outnumber the living in the lists."""
+        growth = self.config.rebuild_growth
+        return n_tokens > growth * self.counts.n_tokens or self.counts.n_listed > growth * n_live
 
     def add(self, rows: IntArray, embeddings: TokenEmbeddings) -> None:
         """List new documents under the pooled vectors nearest to their tokens.
@@ -152,7 +173,8 @@ class Candidates:
             self._add_pooled(_leaders(tokens[far], self.config.new_pooled_below))
             nearest[far], _ = self._nearest(tokens[far])
         self._parts.append(Postings.from_pairs(nearest, owners, self.n_pooled))
-        self.n_rows = int(rows[-1]) + 1
+        n_listed = self.counts.n_listed + len(rows)
+        self.counts = Counts(int(rows[-1]) + 1, n_listed, self.counts.n_tokens)
         # As in the store: few parts however small the adds.
         while len(self._parts) > 1 and len(self._parts[-2].rows) <= len(self._parts[-1].rows):
             last, before = self._parts.pop(), self._parts.pop()
@@ -191,51 +213,61 @@ class Candidates:
             proposed = proposed[np.argpartition(-total[proposed], n - 1)[:n]]
         return proposed[np.argsort(-total[proposed], kind="stable")]
 
-    def save(self, folder: Path) -> None:
-        """Write beside the store. A kill in between leaves files that `load` refuses as a whole."""
-        folder.mkdir(exist_ok=True)
-        (folder / STATE_FILE).unlink(missing_ok=True)
-        self._voyager.save(str(folder / VOYAGER_FILE))
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for i, part in enumerate(self._parts):
-            arrays[f"rows{i}"], arrays[f"offsets{i}"] = part.rows, part.offsets
-        with (folder / POSTINGS_FILE).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        state = {
-            "n_rows": self.n_rows,
-            "n_built_tokens": self.n_built_tokens,
-            "n_pooled": self.n_pooled,
-            "n_parts": len(self._parts),
-            "config": self.config.to_json(),
-        }
-        new = folder / f".{STATE_FILE}"
-        new.write_text(json.dumps(state))
-        os.replace(new, folder / STATE_FILE)
+    def save(self, folder: Path, *, store_id: str) -> None:
+        """Write beside the store, whole or not at all."""
+        new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        new.mkdir()
+        try:
+            self._voyager.save(str(new / VOYAGER_FILE))
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            for i, part in enumerate(self._parts):
+                arrays[f"rows{i}"], arrays[f"offsets{i}"] = part.rows, part.offsets
+            with (new / POSTINGS_FILE).open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            state = {
+                "store_id": store_id,
+                "counts": asdict(self.counts),
+                "n_pooled": self.n_pooled,
+                "n_parts": len(self._parts),
+                "config": self.config.to_json(),
+            }
+            (new / STATE_FILE).write_text(json.dumps(state))
+            # A kill between these two leaves no candidates, and then they are made again.
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, config: CandidateConfig, *, n_rows: int) -> Candidates | None:
+    def load(cls, folder: Path, config: CandidateConfig, *, store_id: str, n_rows: int) -> Candidates | None:
         """What `save` wrote, or None where it is missing, unreadable or of another making.
 
         Args:
             folder: of `save`.
-            config: settings that change how vectors are pooled must be those it was made with.
-            n_rows: rows of the store, which must have all those listed here.
+            config: settings that shape what is saved must be those it was made with.
+            store_id: of the index that it must belong to.
+            n_rows: rows of that index, which must have all those listed here.
         """
         import voyager
 
         try:
             state = json.loads((folder / STATE_FILE).read_text())
-            made = CandidateConfig.from_json(state["config"])
-            if made.tokens_per_pooled != config.tokens_per_pooled or state["n_rows"] > n_rows:
+            made, counts = CandidateConfig.from_json(state["config"]), Counts(**state["counts"])
+            if state["store_id"] != store_id or counts.n_rows > n_rows or _shape(made) != _shape(config):
                 return None
             index = voyager.Index.load(str(folder / VOYAGER_FILE))
             with np.load(folder / POSTINGS_FILE, allow_pickle=False) as arrays:
                 parts = [Postings(arrays[f"rows{i}"], arrays[f"offsets{i}"]) for i in range(state["n_parts"])]
         except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, BadZipFile):
             return None
-        if len(index) != state["n_pooled"]:
-            return None
-        return cls(index, parts, state["n_rows"], state["n_built_tokens"], config)
+        n_pooled = state["n_pooled"]
+        sound = all(
+            len(part.offsets) <= n_pooled + 1
+            and part.offsets[-1] == len(part.rows)
+            and part.rows.max(initial=0) < max(1, counts.n_rows)
+            for part in parts
+        )
+        return cls(index, parts, counts, config) if len(index) == n_pooled and sound else None
 
     def _add_pooled(self, pooled: FloatArray) -> None:
         """Put vectors into Voyager under the next row numbers.
@@ -262,10 +294,42 @@ class Candidates:
         tokens = np.ascontiguousarray(tokens, dtype=np.float32)
         # voyager raises where ef is below k, and runs a batch of up to 4 rows a thread on one thread.
         n_threads = max(1, min(os.cpu_count() or 1, (len(tokens) - 1) // 4))
-        ids, distances = self._voyager.query(
-            tokens, k=k, num_threads=n_threads, query_ef=max(k, ef or self.config.ef_search)
-        )
+        ef = max(k, ef or self.config.ef_search)
+        try:
+            ids, distances = self._voyager.query(tokens, k=k, num_threads=n_threads, query_ef=ef)
+        except self._recall_error:
+            # A graph that is not connected hides some vectors (spotify/voyager issue 111): look at all.
+            return self._scan(tokens, k)
         return ids.astype(np.int64), 1.0 - distances
+
+    @property
+    def _recall_error(self) -> type[Exception]:
+        """What voyager raises where it finds fewer than k vectors; its class has changed between versions."""
+        import voyager
+
+        error: type[Exception] = getattr(voyager, "RecallError", RuntimeError)
+        return error
+
+    def _scan(self, tokens: TokenArray, k: int) -> tuple[IntArray, FloatArray]:
+        """`_query` without the graph."""
+        vectors = np.asarray(self._voyager.get_vectors(list(range(self.n_pooled))), dtype=np.float32)
+        similarity = np.asarray(tokens, dtype=np.float32) @ vectors.T
+        similarity /= np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        found = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        return found, np.take_along_axis(similarity, found, axis=1)
+
+
+def _shape(config: CandidateConfig) -> tuple[object, ...]:
+    """The settings that saved candidates were shaped by; the others matter at search alone."""
+    return (
+        config.tokens_per_pooled,
+        config.max_pooled,
+        config.samples_per_pooled,
+        config.m,
+        config.ef_construction,
+        config.new_pooled_below,
+        config.seed,
+    )
 
 
 def _leaders(tokens: FloatArray, radius: float) -> FloatArray:

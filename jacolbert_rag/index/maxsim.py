@@ -58,10 +58,11 @@ def maxsim_many(queries: TokenEmbeddings, docs: TokenEmbeddings) -> FloatArray:
     query_tokens = torch.from_numpy(np.array(queries.flat, dtype=np.float32)).T.contiguous()
     n_cells = max(1, MAX_CELLS // max(1, query_tokens.shape[1]))
     filled = np.flatnonzero(docs.lengths > 0)
+    ends = docs.offsets[filled + 1]
     start = 0
     while start < len(filled):
         first = docs.offsets[filled[start]]
-        stop = int(np.searchsorted(docs.offsets[filled + 1], first + n_cells, side="right"))
+        stop = int(np.searchsorted(ends, first + n_cells, side="right"))
         rows = filled[start : max(stop, start + 1)]
         # Documents without tokens take no place, so the filled ones lie side by side.
         block = np.array(docs.flat[first : docs.offsets[rows[-1] + 1]])

@@ -7,7 +7,7 @@
 
 A segment's files are whole before the transaction that names them commits, so a kill at any moment
 leaves either the old state or the new one, and at worst files that nobody names, which the next writer
-removes.
+removes. Writers of several processes take turns; a reader sees one committed state, the newest when it asks.
 A document's row is its number in order of arrival. Rows are never used twice: a deleted or replaced
 document leaves a dead row.
 """
@@ -21,6 +21,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 DOCUMENTS_FILE = "documents.sqlite"
 EMBEDDINGS_FOLDER = "embeddings"
+MANIFEST_KEYS = ("id", "model", "fingerprint", "dim", "encoder", "pooling", "store", "candidates", "search")
 SQL_BATCH = 500  # variables of one statement; SQLite's least limit is 999
 
 _SCHEMA = """
@@ -50,7 +52,10 @@ CREATE TABLE documents (
 CREATE TABLE segments (
     first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL
 );
+CREATE TABLE generation (number INTEGER NOT NULL);
+INSERT INTO generation VALUES (0);
 """
+LOCK_SECONDS = 60  # a writer waits so long for another process to finish its write
 
 
 class _Segment:
@@ -72,10 +77,15 @@ class _Segment:
         return self.first_row + self.n_rows
 
 
+class _SegmentVanishedError(Exception):
+    """A writer of another process merged a segment away between our reading its name and its file."""
+
+
 class Store:
     """Documents and token embeddings of one index folder.
 
-    Not a lock: one writer at a time, and no reader while it writes; the retriever sees to that.
+    Within one process, callers take turns; the retriever sees to that. Reading methods look at the state
+    that the last write or `reading` block saw.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], *, durable: bool) -> None:
@@ -84,13 +94,16 @@ class Store:
         self.dim = int(manifest["dim"])
         self.dtype = np.dtype(StoreConfig.from_json(manifest["store"]).dtype)
         self._sql = _connect(folder / DOCUMENTS_FILE, durable=durable)
-        self._swept = False
-        # One connection serves all threads, one statement at a time.
+        # One connection serves all threads, one block at a time.
         self._sql_lock = threading.RLock()
+        self._swept = False
+        self._inside = False  # a `reading` block is open
+        self._generation = -1
         self._segments: list[_Segment] = []
         self.live: BoolArray = np.zeros(0, dtype=np.bool_)
         try:
-            self._read_rows()
+            with self.reading():
+                pass
         except BaseException:
             self._sql.close()
             raise
@@ -108,10 +121,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EMBEDDINGS_FOLDER).mkdir()
         sql = _connect(folder / DOCUMENTS_FILE, durable=durable)
-        with sql:
-            sql.executescript(_SCHEMA)
+        sql.executescript(_SCHEMA)
         sql.close()
-        manifest = {"format_version": FORMAT_VERSION, **manifest}
+        manifest = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **manifest}
         _write_file(
             folder / MANIFEST_FILE, json.dumps(manifest, ensure_ascii=False, indent=2).encode(), durable
         )
@@ -119,13 +131,14 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Open an index folder, and remove what a killed writer left.
+        """Open an index folder.
 
         Raises:
             IndexNotFoundError: there is no index in the folder.
             IndexMismatchError: a newer version of this library made it.
             IndexCorruptError: a file is missing or cut short.
         """
+        folder = folder.expanduser().resolve()
         manifest = read_manifest(folder)
         if not (folder / DOCUMENTS_FILE).is_file():
             raise _missing(folder / DOCUMENTS_FILE)
@@ -151,6 +164,26 @@ class Store:
         """Token embeddings on disk."""
         return sum(segment.n_tokens for segment in self._segments)
 
+    @property
+    def id(self) -> str:
+        """Drawn at random when the index was made."""
+        return str(self.manifest["id"])
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One committed state, the newest there is, for as long as the block runs."""
+        with self._sql_lock:
+            if self._inside:
+                yield
+                return
+            self._begin("DEFERRED")
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+                self._sql.execute("COMMIT")
+
     def append(self, documents: Sequence[Document], embeddings: TokenEmbeddings) -> IntArray:
         """Store documents, in place of those of the same ids.
 
@@ -164,24 +197,30 @@ class Store:
         """
         if not documents:
             return np.empty(0, dtype=np.int64)
-        if not self._swept:
-            self._remove_orphans()
-        first = self.n_rows
-        rows = np.arange(first, first + len(documents), dtype=np.int64)
         flat = np.ascontiguousarray(embeddings.flat, dtype=self.dtype)
-        new, merged = self._merge_tail(TokenEmbeddings(flat, embeddings.offsets), first)
-        encoded = [(int(row), *_encode(document)) for row, document in zip(rows, documents, strict=True)]
-        with self._sql_lock, self._sql:
-            replaced = self._delete([document.id for document in documents])
-            self._sql.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", encoded)
-            self._sql.executemany("DELETE FROM segments WHERE name = ?", [(s.name,) for s in merged])
-            self._sql.execute(
-                "INSERT INTO segments VALUES (?, ?, ?, ?)",
-                (new.first_row, new.n_rows, new.n_tokens, new.name),
-            )
+        added = TokenEmbeddings(flat, embeddings.offsets)
+        name = uuid.uuid4().hex[:16]
+        try:
+            with self._writing():
+                first = self.n_rows
+                rows = np.arange(first, first + len(documents), dtype=np.int64)
+                replaced = self._delete([document.id for document in documents])
+                self.live[replaced] = False
+                new, merged = self._merge_tail(name, added, first)
+                self._sql.executemany(
+                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
+                    [(int(row), *_encode(document)) for row, document in zip(rows, documents, strict=True)],
+                )
+                self._sql.executemany("DELETE FROM segments WHERE name = ?", [(s.name,) for s in merged])
+                self._sql.execute(
+                    "INSERT INTO segments VALUES (?, ?, ?, ?)",
+                    (new.first_row, new.n_rows, new.n_tokens, new.name),
+                )
+        except BaseException:
+            self._remove_files(name)
+            raise
         self._segments = [s for s in self._segments if s not in merged] + [new]
         self.live = np.concatenate([self.live, np.ones(len(documents), dtype=np.bool_)])
-        self.live[replaced] = False
         for segment in merged:
             self._remove_files(segment.name)
         return rows
@@ -192,10 +231,9 @@ class Store:
         Returns:
             The ids that were there, in the order given.
         """
-        known = self.rows_of(ids)
-        with self._sql_lock, self._sql:
-            rows = self._delete(list(known))
-        self.live[rows] = False
+        with self._writing():
+            known = self.rows_of(ids)
+            self.live[self._delete(list(known))] = False
         return list(known)
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
@@ -213,7 +251,7 @@ class Store:
         return {key: found[key] for key in wanted if key in found}
 
     def documents(self, rows: Sequence[int] | IntArray) -> list[Document]:
-        """The documents of live rows, in the order given."""
+        """The documents of these rows, in the order given; rows that have died are passed over."""
         found: dict[int, Document] = {}
         for batch in _batches([int(row) for row in rows]):
             marks = ",".join("?" * len(batch))
@@ -221,12 +259,7 @@ class Store:
                 f"SELECT row, id, title, text, metadata FROM documents WHERE row IN ({marks})", batch
             ):
                 found[row] = _decode(*values)
-        return [found[int(row)] for row in rows]
-
-    def all_documents(self) -> Iterator[Document]:
-        """Every live document, in order of arrival, read in batches."""
-        for batch in _batches(np.flatnonzero(self.live).tolist()):
-            yield from self.documents(batch)
+        return [found[int(row)] for row in rows if int(row) in found]
 
     def embeddings(self, rows: IntArray) -> TokenEmbeddings:
         """Token embeddings of these rows, in this order, copied into one matrix."""
@@ -262,14 +295,15 @@ class Store:
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
-            shutil.copytree(self.folder, new, ignore=shutil.ignore_patterns(f"{DOCUMENTS_FILE}*", ".*"))
-            with self._sql_lock:
+            with self._writing():  # so that nobody else adds or merges meanwhile
+                shutil.copytree(self.folder, new, ignore=shutil.ignore_patterns(f"{DOCUMENTS_FILE}*", ".*"))
+                source = _connect(self.folder / DOCUMENTS_FILE, durable=self.durable)
                 target = sqlite3.connect(new / DOCUMENTS_FILE)
-                self._sql.backup(target)
+                source.backup(target)
                 target.close()
-            for path in new.rglob("*"):
-                if path.is_file():
-                    _sync(path)
+                source.close()
+            for path in [*new.rglob("*"), new]:
+                _sync(path)
             replace_folder(new, folder)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
@@ -277,30 +311,87 @@ class Store:
 
     def close(self) -> None:
         """Close the database. Memory maps go with the last array that looks at them."""
-        self._sql.close()
+        with self._sql_lock:
+            self._sql.close()
 
-    def _read_rows(self) -> None:
-        """Segments and live rows, held to one another."""
-        self._segments = [
-            self._segment(*row)
-            for row in self._query(
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction that no other process writes beside; the newest state is read first.
+
+        Where the block fails, what it changed in memory is read anew.
+        """
+        with self._sql_lock:
+            self._begin("IMMEDIATE")
+            try:
+                if not self._swept:
+                    self._remove_orphans()
+                yield
+                self._generation += 1
+                self._sql.execute("UPDATE generation SET number = ?", (self._generation,))
+                self._sql.execute("COMMIT")
+            except BaseException:
+                if self._sql.in_transaction:
+                    self._sql.execute("ROLLBACK")
+                self._generation = -1
+                self._refresh()
+                raise
+            if self.durable:
+                # The log goes into the database at once, so that a copy of the folder without it is whole.
+                self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _begin(self, kind: str) -> None:
+        """Start a transaction on the newest state."""
+        tried = None
+        while True:
+            try:
+                self._sql.execute(f"BEGIN {kind}")
+            except sqlite3.ProgrammingError as error:
+                raise InvalidInputError("This index was closed. Load it again to go on.") from error
+            try:
+                self._refresh()
+                return
+            except _SegmentVanishedError as vanished:
+                self._sql.execute("ROLLBACK")
+                (current,) = self._sql.execute("SELECT number FROM generation").fetchone()
+                if current == tried:  # nobody merged it away: it is really missing
+                    raise _missing(Path(str(vanished))) from None
+                tried = current
+            except BaseException:
+                self._sql.execute("ROLLBACK")
+                raise
+
+    def _refresh(self) -> None:
+        """Take over what another process has committed."""
+        (generation,) = self._sql.execute("SELECT number FROM generation").fetchone()
+        if generation == self._generation:
+            return
+        known = {segment.name: segment for segment in self._segments}
+        segments = [
+            known.get(name) or self._segment(name, *counts)
+            for name, *counts in self._query(
                 "SELECT name, first_row, n_rows, n_tokens FROM segments ORDER BY first_row"
             )
         ]
-        self.live = np.zeros(self.n_rows, dtype=np.bool_)
+        n_rows = segments[-1].stop if segments else 0
         rows = np.array([row for (row,) in self._query("SELECT row FROM documents")], dtype=np.int64)
-        gaps = [s for s, t in zip(self._segments, self._segments[1:], strict=False) if s.stop != t.first_row]
-        if gaps or (len(rows) and int(rows.max()) >= self.n_rows):
+        starts = [0, *(segment.stop for segment in segments)]
+        gaps = [s for s, start in zip(segments, starts, strict=False) if s.first_row != start]
+        if gaps or (len(rows) and int(rows.max()) >= n_rows):
             raise IndexCorruptError(
-                f"{self.folder / DOCUMENTS_FILE} names documents without token embeddings. Restore the index "
-                "folder from a copy, or build it anew from the documents."
+                f"{self.folder / DOCUMENTS_FILE} names documents without token embeddings. Restore the "
+                "index folder from a copy, or build it anew from the documents."
             )
+        self._segments = segments
+        self.live = np.zeros(n_rows, dtype=np.bool_)
         self.live[rows] = True
+        self._generation = int(generation)
 
     def _segment(self, name: str, first_row: int, n_rows: int, n_tokens: int) -> _Segment:
         return _Segment(self.folder / EMBEDDINGS_FOLDER, name, first_row, n_rows, n_tokens, self.dim)
 
-    def _merge_tail(self, added: TokenEmbeddings, first_row: int) -> tuple[_Segment, list[_Segment]]:
+    def _merge_tail(
+        self, name: str, added: TokenEmbeddings, first_row: int
+    ) -> tuple[_Segment, list[_Segment]]:
         """Write a segment of the added rows and of those small segments before them.
 
         Segments not larger than what follows are taken in, so there are about log2(n) of them however
@@ -315,7 +406,6 @@ class Store:
             size += segment.n_tokens
         parts = [self._without_dead(segment) for segment in merged] + [added]
         embeddings = TokenEmbeddings.concatenate(parts)
-        name = uuid.uuid4().hex[:16]
         folder = self.folder / EMBEDDINGS_FOLDER
         for suffix, array in ((".npy", embeddings.flat), (".offsets.npy", embeddings.offsets)):
             _write_array(folder / f"{name}{suffix}", array, self.durable)
@@ -339,7 +429,7 @@ class Store:
             return self._sql.execute(sql, values).fetchall()
 
     def _remove_orphans(self) -> None:
-        """Remove what a killed writer left; done by writers only, since a reader may be another process."""
+        """Remove what a killed writer left; only inside a write, when no other process is writing."""
         self._swept = True
         named = {segment.name for segment in self._segments}
         for path in (self.folder / EMBEDDINGS_FOLDER).iterdir():
@@ -364,6 +454,12 @@ def check_documents(documents: Sequence[Document]) -> None:
     for i, document in enumerate(documents):
         if not isinstance(document.id, str) or not document.id:
             raise InvalidInputError(f"document {i} has the id {document.id!r}; expected a non-empty str.")
+        for name, kind in (("text", str), ("title", str), ("metadata", Mapping)):
+            if not isinstance(value := getattr(document, name), kind):
+                raise InvalidInputError(
+                    f"The {name} of document {document.id!r} is a {type(value).__name__}; expected a "
+                    f"{kind.__name__}."
+                )
         if document.id in seen:
             raise InvalidInputError(
                 f"The id {document.id!r} is there twice in one call, so which document to keep is not "
@@ -387,6 +483,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         IndexCorruptError: it is not readable.
     """
     path = folder / MANIFEST_FILE
+    aside = _aside(folder)
+    if not folder.exists() and (aside / MANIFEST_FILE).is_file():
+        os.rename(aside, folder)  # killed between the two renames of `replace_folder`
     if not path.is_file():
         if (folder / DOCUMENTS_FILE).is_file():
             raise _missing(path)
@@ -397,6 +496,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = int(manifest["format_version"])
+        if version <= FORMAT_VERSION:
+            missing = [key for key in MANIFEST_KEYS if key not in manifest]
+            if missing:
+                raise KeyError(", ".join(missing))
     except (ValueError, KeyError, TypeError) as error:
         raise IndexCorruptError(
             f"{path} is not readable ({error!r}). Restore it from a copy of the index."
@@ -410,19 +513,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put a finished folder in the place of another; a kill leaves one of them whole."""
+    """Put a finished folder in the place of another.
+
+    A kill leaves one of them whole: under the name of `old`, or where `read_manifest` finds it.
+    """
+    aside = _aside(old)
     if old.exists():
-        aside = old.with_name(f".{old.name}.{uuid.uuid4().hex[:8]}")
-        os.rename(old, aside)
-        os.rename(new, old)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
+        os.rename(old, aside)
+    try:
         os.rename(new, old)
+    except BaseException:
+        if aside.exists():
+            os.rename(aside, old)
+        raise
     _sync(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where an index waits while another takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _connect(path: Path, *, durable: bool) -> sqlite3.Connection:
-    sql = sqlite3.connect(path, check_same_thread=False)
+    # Transactions are begun and ended by hand.
+    sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
     sql.execute("PRAGMA journal_mode=WAL")
     sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     return sql
@@ -433,7 +549,7 @@ def _read_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise _SegmentVanishedError(path) from error
     except (ValueError, OSError, EOFError) as error:
         raise IndexCorruptError(
             f"{path} is not readable ({error}). Restore the index folder from a copy, or build it anew "
