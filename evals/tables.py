@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evals.metrics import MEASURES
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "evals" / "results"
 BEGIN, END = "<!-- results: written by `python -m evals.tables` -->", "<!-- results end -->"
-MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from jacolbert_rag import Document, JaColBERTRetriever
-from jacolbert_rag.cli import print_hits
 
 CORPUS = Path(__file__).parent / "corpus" / "corpus.jsonl"
 INDEX = Path("demo_index")
@@ -41,7 +42,9 @@ def main() -> None:
         hits = retriever.search(question, k=3)
         took = 1000 * (time.perf_counter() - started)
         console.rule(f"[bold]{question}[/bold]  [dim]{took:.0f} ms[/dim]", align="left")
-        print_hits(hits)
+        for rank, hit in enumerate(hits, start=1):
+            console.print(f"{rank}. [bold]{hit.document.title}[/bold]  [cyan]{hit.score:.2f}[/cyan]")
+            console.print(Padding(Text(hit.text), (0, 0, 1, 3)))
     console.print("Ask your own question:")
     console.print(f"  .venv/bin/jacolbert search {INDEX} 在宅勤務は週に何日までできますか", style="green")
     console.print("Search your own documents:")

@@ -24,7 +24,8 @@ JSON_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text")
 MARKDOWN_SUFFIXES = (".md", ".markdown")
 READ_SUFFIXES = (*JSON_SUFFIXES, *TEXT_SUFFIXES, *MARKDOWN_SUFFIXES)
-_HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
+_HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
 
 app = typer.Typer(
     help="Japanese late-interaction search over your own documents.",
@@ -62,13 +63,19 @@ def index(
         if not exists:
             retriever.save(out)  # fails now, not after an hour of encoding, where it cannot be written
         documents, n_empty = [], 0
+        stale: list[str] = []
         for path in _files(paths):
+            n_passages = 0
             for document in _read(path, retriever):
+                n_passages += 1
                 if document.text.strip():
                     documents.append(document)
                 else:
                     n_empty += 1
+            if _suffix(path) not in JSON_SUFFIXES:
+                stale += _later_passages(path, n_passages, retriever)
         changed = retriever.upsert(documents, progress=True)
+        retriever.delete(stale)
         retriever.close()
         if n_empty:
             console.print(f"{n_empty} documents without text were left out.")
@@ -181,6 +188,7 @@ def _read_text(path: Path, text: str, retriever: JaColBERTRetriever) -> Iterator
 
     tokenizer = retriever.encoder.tokenizer
     budget = tokenizer.config.document_length - 3
+    source = path.resolve().as_posix()
     stem = path.name.split(".")[0]
     sections = _sections(text) if _suffix(path) in MARKDOWN_SUFFIXES else [("", text)]
     number = 0
@@ -189,13 +197,32 @@ def _read_text(path: Path, text: str, retriever: JaColBERTRetriever) -> Iterator
         room = max(16, budget - len(tokenizer.word_ids(title)))
         for passage in split(body, lambda part: len(tokenizer.word_ids(part)), room):
             number += 1
-            yield Document(f"{path.as_posix()}#{number}", passage, {"source": path.as_posix()}, title)
+            yield Document(f"{source}#{number}", passage, {"source": source}, title)
+
+
+def _later_passages(path: Path, n: int, retriever: JaColBERTRetriever) -> list[str]:
+    """Ids of passages that a former, longer version of the file has left in the index."""
+    source, ids = path.resolve().as_posix(), []
+    while (key := f"{source}#{n + 1}") in retriever:
+        ids.append(key)
+        n += 1
+    return ids
 
 
 def _sections(text: str) -> list[tuple[str, str]]:
     """(heading, text under it) of Markdown; what stands before the first heading has none."""
-    parts = _HEADING.split(text)
-    return [("", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+    sections: list[tuple[str, list[str]]] = [("", [])]
+    fence = None
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if mark and fence in (None, mark[1]):
+            fence = None if fence else mark[1]
+        heading = None if fence or mark else _HEADING.match(line.rstrip("\r\n"))
+        if heading:
+            sections.append((heading[1], []))
+        else:
+            sections[-1][1].append(line)
+    return [(title, "".join(lines)) for title, lines in sections]
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:

@@ -414,8 +414,10 @@ class JaColBERTReranker(BaseDocumentCompressor):
     ) -> list[LangChainDocument]:
         """Copies of the best `top_n` documents, best first, with `metadata["relevance_score"]`: raw MaxSim.
 
+        A document without text comes last, with the least score there is: minus the query's tokens.
+
         Raises:
-            InvalidInputError: a document or the query has no text, or `top_n` is below 1.
+            InvalidInputError: the query has no text, or `top_n` is below 1.
         """
         # Positions for ids: documents of other retrievers may have none, or share one.
         passages = [Document(str(i), document.page_content) for i, document in enumerate(documents)]

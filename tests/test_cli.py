@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jacolbert_rag import JaColBERTRetriever
-from jacolbert_rag.cli import app
+from jacolbert_rag.cli import _sections, app
 from tests.conftest import SENTENCES
 
 runner = CliRunner()
@@ -76,7 +76,9 @@ def test_text_markdown_and_packed_files(tiny_model: Path, tmp_path: Path) -> Non
         file.write(json.dumps({"id": "r1", "text": "記録の本文。"}, ensure_ascii=False) + "\n\n")
     (folder / "画像.png").write_bytes(b"\x89PNG")
     run("index", folder, "--out", tmp_path / "i", "--model", tiny_model)
-    documents = {d.id.removeprefix(folder.as_posix()): d for d in JaColBERTRetriever.load(tmp_path / "i")}
+    documents = {
+        d.id.removeprefix(folder.resolve().as_posix()): d for d in JaColBERTRetriever.load(tmp_path / "i")
+    }
     assert documents["/手引き.md#1"].text == "前書き。"
     assert (documents["/手引き.md#2"].title, documents["/手引き.md#2"].text) == ("経費", "精算は5日まで。")
     assert documents["/手引き.md#3"].title == "出張"
@@ -85,6 +87,26 @@ def test_text_markdown_and_packed_files(tiny_model: Path, tmp_path: Path) -> Non
     assert len(memo) > 1  # 30 sentences are more than the 64 tokens that the tiny model reads
     assert sum(d.text.count("琵琶湖") for d in memo) == 30
     assert all(d.metadata["source"].endswith("メモ.txt") for d in memo)
+
+
+def test_passages_that_a_file_has_lost_go(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# 一\n本文一。\n# 二\n本文二。\n# 三\n本文三。\n", encoding="utf-8")
+    run("index", path, "--out", tmp_path / "i", "--model", tiny_model)
+    path.write_text("# 一\n本文一。\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run("index", "a.md", "--out", "i")  # the same file under another name
+    assert [d.text for d in JaColBERTRetriever.load(tmp_path / "i")] == ["本文一。"]
+
+
+def test_markdown_headings() -> None:
+    text = "前\n# 表題 #\n本文\n## C#\n型\n#\n空\n```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n### 終\n"
+    assert _sections(text) == [
+        ("", "前\n"),
+        ("表題", "本文\n"),
+        ("C#", "型\n#\n空\n```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n"),
+        ("終", ""),
+    ]
 
 
 def test_blank_documents_are_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:

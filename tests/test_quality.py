@@ -23,7 +23,7 @@ def test_demo_corpus() -> None:
         for system in systems.build(["jacolbert", "jacolbert-exact"], task.documents, model=None)
     }
     assert found["jacolbert"]["nDCG@10"] == pytest.approx(found["jacolbert-exact"]["nDCG@10"], abs=0.005)
-    assert found["jacolbert"]["Recall@10"] > 0.8
+    assert found["jacolbert"]["Recall@10"] > 0.6
 
 
 def test_real_questions(shared_data: Path) -> None:
@@ -33,4 +33,4 @@ def test_real_questions(shared_data: Path) -> None:
         for system in systems.build(["jacolbert", "jacolbert-exact"], task.documents, model=None)
     }
     assert found["jacolbert"]["nDCG@10"] == pytest.approx(found["jacolbert-exact"]["nDCG@10"], abs=0.005)
-    assert found["jacolbert"]["MRR@10"] > 0.8
+    assert found["jacolbert"]["MRR@10"] > 0.85

@@ -170,6 +170,9 @@ def test_over_a_thousand_ids_at_once(tmp_path: Path) -> None:
         ([Document("a", "x"), Document("a", "y")], "'a' is there twice in one call"),
         ([Document("", "x")], "document 0 has the id ''"),
         ([Document(3, "x")], "document 0 has the id 3"),  # type: ignore[arg-type]
+        ([Document("a", None)], "text of document 'a' is a NoneType; expected a str"),  # type: ignore[arg-type]
+        ([Document("a", "x", title=3)], "title of document 'a' is a int"),  # type: ignore[arg-type]
+        ([Document("a", "x", [1, 2])], "metadata of document 'a' is a list; expected a Mapping"),  # type: ignore[arg-type]
         (
             [Document("a", "x", {"日付": object()})],
             "metadata of document 'a' is not JSON.*strings or numbers",

@@ -95,7 +95,8 @@ def main(
     stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps))
     step = load_state(out / "state", model, stepper)
     recipe = {
-        "base": str(base), "data": [p.name for p in data], "data_digest": digest(data), "dim": dim,
+        "base": str(base), "data": [p.name for p in data], "data_digest": digest(data), "limit": limit,
+        "dim": dim, "document_length": document_length,
         "train_document_length": train_document_length, "query_length": query_length, "batch": batch,
         "steps": steps, "learning_rate": learning_rate, "warmup": warmup, "optimizer": optimizer,
         "temperature": temperature, "seed": seed, "torch": torch.__version__,

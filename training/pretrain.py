@@ -150,7 +150,9 @@ def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], siz
     tokenizer.train_from_iterator(segmented, trainer)
     found = tokenizer.get_vocab()
     vocab = sorted(found, key=found.__getitem__)
-    path.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    new.rename(path)
     return vocab
 
 
@@ -165,7 +167,9 @@ def tokenize(
             for line in paragraphs("tokens")
         ]
         order = np.random.default_rng(seed).permutation(len(rows))
-        np.save(path, np.concatenate([rows[i] for i in order]))
+        new = path.with_name(f"new.{path.name}")
+        np.save(new, np.concatenate([rows[i] for i in order]))
+        new.rename(path)
     stream: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return stream
 
@@ -240,7 +244,9 @@ def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> No
     checkpoint.write_tokenizer(folder, vocab)
     (folder / checkpoint.CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
     tensors = {f"bert.{k}": v.contiguous() for k, v in model.bert.state_dict().items()}
-    save_file(tensors, folder / checkpoint.WEIGHTS_FILE)
+    # Last and whole: a folder that has weights is finished.
+    save_file(tensors, folder / f".{checkpoint.WEIGHTS_FILE}")
+    (folder / f".{checkpoint.WEIGHTS_FILE}").rename(folder / checkpoint.WEIGHTS_FILE)
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import BertConfig
 
@@ -144,7 +145,8 @@ def save(folder: Path, model: ColBERT, tokenizer: JapaneseTokenizer, *, dtype: t
     )
     # The weights come last and whole, so a folder that has them is finished.
     tensors = {key: value.detach().to(dtype).contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / f".{WEIGHTS_FILE}", metadata={"format": "pt"})
+    # Not save_file, whose files only their owner may read.
+    (folder / f".{WEIGHTS_FILE}").write_bytes(serialize(tensors, metadata={"format": "pt"}))
     os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
 
 

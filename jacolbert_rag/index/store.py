@@ -337,7 +337,8 @@ class Store:
                 raise
             if self.durable:
                 # The log goes into the database at once, so that a copy of the folder without it is whole.
-                self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                # Passive: a reader of another process is not waited for.
+                self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _begin(self, kind: str) -> None:
         """Start a transaction on the newest state."""
