@@ -394,10 +394,10 @@ def test_bm25_agrees_with_the_formula():
 
 def test_jacolbert_equals_exact_on_a_tiny_corpus(tiny_model, documents, monkeypatch):
     encoded = []
-    encode = Encoder.documents
+    encode = Encoder.documents_with_cuts
     monkeypatch.setattr(
         Encoder,
-        "documents",
+        "documents_with_cuts",
         lambda self, texts, **kwargs: encoded.append(texts) or encode(self, texts, **kwargs),
     )
     queries = [text for _, text in QUERIES]

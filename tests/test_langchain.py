@@ -200,10 +200,10 @@ class TestRetriever:
         self, filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
     ):
         encoded = []
-        documents = filled.engine.encoder.documents
+        documents = filled.engine.encoder.documents_with_cuts
         monkeypatch.setattr(
             filled.engine.encoder,
-            "documents",
+            "documents_with_cuts",
             lambda texts, **kwargs: encoded.extend(texts) or documents(texts, **kwargs),
         )
         changed = Document("琵琶湖の面積は約670平方キロメートルだ。", id="湖-1")

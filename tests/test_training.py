@@ -199,7 +199,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--out",
         folder / "out",
         "--save-every",
-        4,
+        25,
         "--learning-rate",
         0.01,
         *size,
@@ -245,18 +245,7 @@ def test_distillation_learns_the_order_of_a_teacher(backbone: Path, tmp_path: Pa
         )
     (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = ["--base", backbone, "--data", tmp_path / "scored.jsonl", "--out", tmp_path / "model", "--dim", 16]
-    args += [
-        "--batch",
-        4,
-        "--steps",
-        120,
-        "--learning-rate",
-        0.003,
-        "--optimizer",
-        optimizer,
-        "--device",
-        "cpu",
-    ]
+    args += ["--batch", 4, "--steps", 300, "--learning-rate", 0.003, "--optimizer", optimizer]
     command(distill.main, *args)
     retriever = JaColBERTRetriever.from_pretrained(tmp_path / "model", query_length="fixed:32")
     for row in rows:
