@@ -67,7 +67,10 @@ def maxsim_many(queries: TokenEmbeddings, docs: TokenEmbeddings) -> FloatArray:
         # Documents without tokens take no place, so the filled ones lie side by side.
         block = np.array(docs.flat[first : docs.offsets[rows[-1] + 1]])
         similarities = (torch.from_numpy(block).float() @ query_tokens).numpy()
-        best = np.maximum.reduceat(similarities, docs.offsets[rows] - first, axis=0)
+        best = np.empty((len(rows), similarities.shape[1]), dtype=np.float32)
+        # A loop, because np.maximum.reduceat over the first axis took 70 times as long for 32 queries.
+        for i, (begin, end) in enumerate(zip(docs.offsets[rows] - first, ends[start:] - first, strict=False)):
+            np.max(similarities[begin:end], axis=0, out=best[i])
         scores[:, rows] = np.add.reduceat(best, queries.offsets[:-1], axis=1, dtype=np.float32).T
         start += len(rows)
     return scores
