@@ -18,11 +18,11 @@ from jacolbert_rag import Document, JaColBERTRetriever
 CORPUS = Path(__file__).parent / "corpus" / "corpus.jsonl"
 INDEX = Path("demo_index")
 QUESTIONS = [
-    "入社して半年たつと、有給は何日もらえますか？",
-    "親が倒れて世話が必要になったら、仕事を休める制度はある？",
-    "ロボット掃除機が途中で止まって動かない",
-    "ＳＹ－５００のフィルターはいつ替えればいいですか",
-    "出張先のホテル代はいくらまで出ますか",
+    "在宅勤務は週に何日までできますか？",
+    "大阪に出張するとき、ホテル代は1泊いくらまで出ますか？",
+    "間違って消してしまった共有フォルダのファイルは元に戻せますか？",
+    "まるべがE21と表示して動きません",
+    "しずり用のﾐﾈﾗﾙｶｰﾄﾘｯｼﾞは何個入りでいくらですか",
 ]
 
 
@@ -46,7 +46,7 @@ def main() -> None:
             console.print(f"{rank}. [bold]{hit.document.title}[/bold]  [cyan]{hit.score:.2f}[/cyan]")
             console.print(Padding(Text(hit.text), (0, 0, 1, 3)))
     console.print("Ask your own question:")
-    console.print(f"  .venv/bin/jacolbert search {INDEX} 在宅勤務は週に何日までできますか", style="green")
+    console.print(f"  .venv/bin/jacolbert search {INDEX} 領収書をなくした場合の精算方法", style="green")
     console.print("Search your own documents:")
     console.print("  .venv/bin/jacolbert index FILES… --out my_index", style="green")
     console.print("  .venv/bin/jacolbert search my_index 質問", style="green")
