@@ -241,7 +241,8 @@ class JaColBERTRetriever:
                 with self._lock:
                     self._store.append(batch, embeddings)
                 self._update_candidates()
-        warn_of_cut_documents(n_cut, len(distinct), self.encoder.checkpoint.config.document_length)
+        length = self.encoder.checkpoint.config.document_length
+        warn_of_cut_documents(n_cut, len(distinct), length, stacklevel=4)  # the caller of `add`
 
     def upsert(self, documents: Iterable[str | Document], *, progress: bool = False) -> list[str]:
         """Like `add`, but documents that are stored already, word for word, are left alone.
@@ -409,7 +410,7 @@ class JaColBERTRetriever:
     def _update_candidates(self) -> None:
         """List documents that the candidates lack, or pool the corpus anew when it has outgrown them.
 
-        Searches go on while the corpus is pooled, and wait while documents are listed.
+        Searches go on meanwhile; they score rows that are not listed yet exactly.
         """
         with self._writing:
             with self._reading():
@@ -420,12 +421,11 @@ class JaColBERTRetriever:
                 return
             if self._candidates is None or self._candidates.needs_rebuild(n_live, n_tokens):
                 candidates = self._pool_candidates(blocks, n_tokens)
-                _list_rows(candidates, blocks, live)
+                self._list_rows(candidates, blocks, live)
                 with self._lock:
                     self._candidates, self._n_saved_entries = candidates, 0
             else:
-                with self._lock:
-                    _list_rows(self._candidates, blocks, live)
+                self._list_rows(self._candidates, blocks, live)
             if self.path and self._candidates.n_entries > SAVE_GROWTH * self._n_saved_entries:
                 self._save_candidates()
 
@@ -443,22 +443,24 @@ class JaColBERTRetriever:
         pooled = pool_corpus(np.concatenate(sample), n_pooled, seed=config.seed)
         return Candidates.build(pooled, config, n_tokens=n_tokens)
 
+    def _list_rows(
+        self, candidates: Candidates, blocks: Sequence[tuple[int, TokenEmbeddings]], live: BoolArray
+    ) -> None:
+        """Have the candidates list the live rows that they do not list yet."""
+        for first, block in blocks:
+            rows = np.arange(max(first, candidates.n_rows), first + len(block), dtype=np.int64)
+            rows = rows[live[rows]]
+            for start in range(0, len(rows), ADD_DOCUMENTS):
+                batch = rows[start : start + ADD_DOCUMENTS]
+                embeddings = block.take(batch - first)
+                assigned = candidates.assign(embeddings)
+                with self._lock:
+                    candidates.add(batch, embeddings, assigned)
+
     def _save_candidates(self) -> None:
         if self._candidates is not None:
             self._candidates.save(self._store.folder / CANDIDATES_FOLDER, store_id=self._store.id)
             self._n_saved_entries = self._candidates.n_entries
-
-
-def _list_rows(
-    candidates: Candidates, blocks: Sequence[tuple[int, TokenEmbeddings]], live: BoolArray
-) -> None:
-    """Have the candidates list the live rows that they do not list yet."""
-    for first, block in blocks:
-        rows = np.arange(max(first, candidates.n_rows), first + len(block), dtype=np.int64)
-        rows = rows[live[rows]]
-        for start in range(0, len(rows), ADD_DOCUMENTS):
-            batch = rows[start : start + ADD_DOCUMENTS]
-            candidates.add(batch, block.take(batch - first))
 
 
 def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:

@@ -167,7 +167,7 @@ def check_texts(texts: Sequence[str], what: str) -> None:
             )
 
 
-def warn_of_cut_documents(n_cut: int, n: int, length: int) -> None:
+def warn_of_cut_documents(n_cut: int, n: int, length: int, *, stacklevel: int = 3) -> None:
     """Say once how many of n documents are longer than the model reads."""
     if n_cut:
         warnings.warn(
@@ -175,7 +175,7 @@ def warn_of_cut_documents(n_cut: int, n: int, length: int) -> None:
             "beyond is not searchable. Split them into passages, with jacolbert_rag.encode.splitter or your "
             "framework's splitter.",
             TruncationWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

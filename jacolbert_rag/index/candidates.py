@@ -153,7 +153,20 @@ class Candidates:
         growth = self.config.rebuild_growth
         return n_tokens > growth * self.counts.n_tokens or self.counts.n_listed > growth * n_live
 
-    def add(self, rows: IntArray, embeddings: TokenEmbeddings) -> None:
+    def assign(self, embeddings: TokenEmbeddings) -> tuple[IntArray, FloatArray]:
+        """The slow half of `add`, which only reads, so that proposals may go on beside it.
+
+        Returns:
+            (n_tokens,) nearest pooled vector of each token, and (n_tokens,) cosine to it.
+        """
+        return self._nearest(embeddings.flat)
+
+    def add(
+        self,
+        rows: IntArray,
+        embeddings: TokenEmbeddings,
+        assigned: tuple[IntArray, FloatArray] | None = None,
+    ) -> None:
         """List new documents under the pooled vectors nearest to their tokens.
 
         A token that is far from all of them becomes a pooled vector itself, so that new topics find
@@ -162,12 +175,13 @@ class Candidates:
         Args:
             rows: (n_docs,) rows of the documents, all above those added before.
             embeddings: their token embeddings.
+            assigned: what `assign` gave for them, with nothing added since.
         """
         if len(rows) == 0:
             return
         tokens = np.asarray(embeddings.flat, dtype=np.float32)
         owners = np.repeat(rows, embeddings.lengths)
-        nearest, similarity = self._nearest(tokens)
+        nearest, similarity = assigned or self.assign(embeddings)
         far = similarity < self.config.new_pooled_below
         if far.any():
             self._add_pooled(_leaders(tokens[far], self.config.new_pooled_below))
@@ -280,7 +294,7 @@ class Candidates:
             first = self.n_pooled
             self._voyager.add_items(block, ids=list(range(first, first + len(block))))
 
-    def _nearest(self, tokens: FloatArray) -> tuple[IntArray, FloatArray]:
+    def _nearest(self, tokens: TokenArray) -> tuple[IntArray, FloatArray]:
         """(n,) nearest pooled vector of each token and (n,) cosine to it."""
         found = [
             self._query(tokens[start : start + ADD_ROWS], 1, ef=ASSIGN_EF)
