@@ -26,7 +26,7 @@ def test_demo_corpus() -> None:
     assert found["jacolbert"]["Recall@10"] > 0.6
 
 
-@pytest.mark.filterwarnings("default::jacolbert_rag.errors.TruncationWarning")  # 12 of the passages are long
+@pytest.mark.filterwarnings("ignore::jacolbert_rag.errors.TruncationWarning")  # 12 of the passages are long
 def test_real_questions(shared_data: Path) -> None:
     task = datasets.load_task(shared_data / "jsquad", "dev", limit=300)
     found = {
