@@ -8,12 +8,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jacolbert_rag import __version__
 from jacolbert_rag.config import ComputeDtype, IndexSettings
 from jacolbert_rag.datatypes import (
     BoolArray,
@@ -111,7 +111,7 @@ class JaColBERTRetriever:
         settings = settings or IndexSettings()
         folder = Path(tempfile.mkdtemp(prefix="jacolbert-"))
         manifest = {
-            "library": version("jacolbert-rag"),
+            "library": __version__,
             "model": loaded.name,
             "revision": revision,
             "fingerprint": loaded.fingerprint,
