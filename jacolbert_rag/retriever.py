@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -35,6 +36,8 @@ from jacolbert_rag.index.store import Store, as_stored, check_documents, read_ma
 if TYPE_CHECKING:
     from jacolbert_rag.langchain import JaColBERTRetriever as LangChainRetriever
     from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
+
+logger = logging.getLogger(__name__)
 
 CANDIDATES_FOLDER = "candidates"
 ADD_DOCUMENTS = 2_000  # documents encoded and stored at once; bounds memory to about 0.5 GB
@@ -458,9 +461,15 @@ class JaColBERTRetriever:
                     candidates.add(batch, embeddings, assigned)
 
     def _save_candidates(self) -> None:
-        if self._candidates is not None:
-            self._candidates.save(self._store.folder / CANDIDATES_FOLDER, store_id=self._store.id)
+        if self._candidates is None:
+            return
+        folder = self._store.folder / CANDIDATES_FOLDER
+        try:
+            self._candidates.save(folder, store_id=self._store.id)
             self._n_saved_entries = self._candidates.n_entries
+        except OSError as error:
+            # Derived, so nothing is lost: the documents are stored, and the index can be searched.
+            logger.warning("%s was not written (%s); it will be made again when needed.", folder, error)
 
 
 def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:

@@ -352,6 +352,23 @@ def test_lost_candidates_are_made_again(tiny_model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "i" / "candidates" / "state.json").is_file()
 
 
+def test_candidates_that_cannot_be_written_stop_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
+    retriever.save(tmp_path / "i")
+    monkeypatch.setattr("jacolbert_rag.index.candidates.Candidates.save", _disk_full)
+    retriever.add(numbered(60))
+    assert "No space left" in caplog.text
+    assert len(retriever.search("琵琶湖", k=5)) == 5
+    monkeypatch.undo()
+    assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
+
+
+def _disk_full(*args, **kwargs) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_candidates_behind_the_store_catch_up(tiny_model: Path, tmp_path: Path) -> None:
     retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
     retriever.add(numbered(60))

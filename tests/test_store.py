@@ -349,6 +349,29 @@ def test_failing_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [d.id for d in all_documents(Store.open(tmp_path / "i"))] == [f"文書{i}" for i in range(5)]
 
 
+def test_interrupt_after_the_commit_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(tmp_path / "i")
+    store.append(*some(4))
+    documents, embeddings = some(3, start=10)
+    real = np.concatenate
+
+    def interrupt(arrays, *args, **kwargs):
+        if arrays[0] is store.live:  # the first thing after the commit
+            raise KeyboardInterrupt
+        return real(arrays, *args, **kwargs)
+
+    monkeypatch.setattr(np, "concatenate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(documents, embeddings)
+    monkeypatch.undo()
+    for again in (store, Store.open(tmp_path / "i")):
+        with again.reading():
+            assert [d.id for d in all_documents(again)] == [f"文書{i}" for i in (0, 1, 2, 3, 10, 11, 12)]
+            same(again, [4, 5, 6], embeddings)
+    store.append(*some(1, start=50))
+    assert len(Store.open(tmp_path / "i")) == 8
+
+
 def test_kill_between_the_renames_of_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make(tmp_path / "i")
     store.append(*some(3))

@@ -93,6 +93,7 @@ class Encoder:
         Warns:
             TruncationWarning: documents are longer than the model reads; said once, with their count.
         """
+        check_texts(texts, "document")
         embedded, n_cut = self.documents_with_cuts(texts, on_progress=on_progress)
         warn_of_cut_documents(n_cut, len(texts), self.checkpoint.config.document_length)
         return embedded
@@ -100,8 +101,7 @@ class Encoder:
     def documents_with_cuts(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
     ) -> tuple[TokenEmbeddings, int]:
-        """`documents` without its warning: the embeddings, and how many documents were cut."""
-        check_texts(texts, "document")
+        """`documents` without its checks and its warning: the embeddings, and how many were cut."""
         batch = self.tokenizer.documents(texts)
         kept = ~np.isin(batch.ids, self._skiplist)
         return self._embed(batch, kept, on_progress), int(np.count_nonzero(batch.n_cut))

@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +216,13 @@ class Store:
                     "INSERT INTO segments VALUES (?, ?, ?, ?)",
                     (new.first_row, new.n_rows, new.n_tokens, new.name),
                 )
+            self._segments = [s for s in self._segments if s not in merged] + [new]
+            self.live = np.concatenate([self.live, np.ones(len(documents), dtype=np.bool_)])
         except BaseException:
-            self._remove_files(name)
+            # Whether it was committed, only the database knows: read it anew, and let the next write
+            # remove the files if nothing names them.
+            self._generation, self._swept = -1, False
             raise
-        self._segments = [s for s in self._segments if s not in merged] + [new]
-        self.live = np.concatenate([self.live, np.ones(len(documents), dtype=np.bool_)])
         for segment in merged:
             self._remove_files(segment.name)
         return rows
@@ -338,7 +340,9 @@ class Store:
             if self.durable:
                 # The log goes into the database at once, so that a copy of the folder without it is whole.
                 # Passive: a reader of another process is not waited for.
-                self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                # The write is committed already, so failing here is no failure of it.
+                with suppress(sqlite3.OperationalError):
+                    self._sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _begin(self, kind: str) -> None:
         """Start a transaction on the newest state."""
