@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jacolbert_rag.datatypes import Document
-from jacolbert_rag.encode.tokens import clean
+from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError
 
 QRELS_HEADER = "query-id\tcorpus-id\tscore"

@@ -12,7 +12,8 @@ import numpy as np
 
 from jacolbert_rag.config import SearchConfig
 from jacolbert_rag.datatypes import Document
-from jacolbert_rag.encode.tokens import WordSegmenter, clean
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.words import WordSegmenter
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
 if TYPE_CHECKING:

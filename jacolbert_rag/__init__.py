@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jacolbert_rag.datatypes import Document, Hit, TokenEmbeddings
     from jacolbert_rag.errors import (
         CheckpointError,
+        CheckpointWarning,
         IndexCorruptError,
         IndexFolderError,
         IndexMismatchError,
@@ -52,6 +53,7 @@ _HOMES = {
     "Hit": "datatypes",
     "TokenEmbeddings": "datatypes",
     "CheckpointError": "errors",
+    "CheckpointWarning": "errors",
     "IndexCorruptError": "errors",
     "IndexFolderError": "errors",
     "IndexMismatchError": "errors",
@@ -67,6 +69,7 @@ _HOMES = {
 __all__ = [
     "CandidateConfig",
     "CheckpointError",
+    "CheckpointWarning",
     "Document",
     "EncoderConfig",
     "Hit",

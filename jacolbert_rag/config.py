@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
@@ -11,7 +12,11 @@ from typing import Any, Literal, Self, TypedDict
 from jacolbert_rag.errors import InvalidInputError
 
 StoredDtype = Literal["float16", "float32"]
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+# How a marker comes into a text's ids: behind the first token; or, as colbert-ai did until 0.2.20 (and so
+# while JaColBERTv2.5 was trained), by reading ". " before the text and writing over the second token. The two
+# differ where the full stop changes MeCab's segmentation, in about 1 text of 500.
+MarkerMode = Literal["insert", "dot"]
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,101 @@ class _Config:
 
 
 @dataclass(frozen=True)
+class QueryLength:
+    """A rule of query augmentation: how many tokens a query has once [MASK]s are appended.
+
+    n counts a query's own tokens: [CLS], marker and [SEP] included.
+
+    Rules, as they are written in settings:
+        "paper": `dynamic(32, 8)`, the rule of JaColBERTv2.5 (arXiv 2407.20750, section 3.5).
+        "dynamic(M, K)": the next multiple of M; where that appends fewer than K [MASK]s, exactly K.
+        "jqara": the code of JQaRA's evaluator (hotchpotch/JQaRA: evaluator/reranker/
+            colbert_reranker.py), which made the published figures: n + 8 where n mod 32 <= 8, else the
+            next multiple of 32. It may append a single [MASK].
+        "fixed(N)": always N, as ColBERTv2, colbert-ai and PyLate; a longer query is cut.
+        "plus(K)": n + K.
+        "none": n, no [MASK].
+    """
+
+    kind: Literal["dynamic", "jqara", "fixed", "plus", "none"]
+    size: int = 0  # N of fixed, M of dynamic
+    n_masks: int = 0  # K: the fewest [MASK]s appended where the model has room
+
+    @classmethod
+    def parse(cls, rule: str) -> Self:
+        """The rule of this name.
+
+        Raises:
+            InvalidInputError: there is none.
+        """
+        rule = rule.strip()
+        if rule == "paper":
+            return cls("dynamic", 32, 8)
+        if rule == "jqara":
+            return cls("jqara", 32, 8)
+        if rule == "none":
+            return cls("none")
+        if match := re.fullmatch(r"fixed\(\s*(\d+)\s*\)", rule):
+            return cls("fixed", int(match[1]))
+        if match := re.fullmatch(r"plus\(\s*(\d+)\s*\)", rule):
+            return cls("plus", 0, int(match[1]))
+        if match := re.fullmatch(r"dynamic\(\s*([1-9]\d*)\s*,\s*(\d+)\s*\)", rule):
+            return cls("dynamic", int(match[1]), int(match[2]))
+        raise InvalidInputError(
+            f"query_length is {rule!r}; expected 'paper', 'jqara', 'none', 'fixed(N)', 'plus(K)' or "
+            "'dynamic(M, K)', such as 'fixed(32)'."
+        )
+
+    def padded(self, n: int) -> int:
+        """Tokens of a query after augmentation; below n only where the rule is fixed."""
+        if self.kind == "fixed":
+            return self.size
+        if self.kind == "jqara":
+            return n + self.n_masks if n % self.size <= 8 else -(-n // self.size) * self.size
+        if self.kind == "dynamic":
+            length = -(-n // self.size) * self.size
+            return length if length - n >= self.n_masks else n + self.n_masks
+        return n + self.n_masks
+
+    def longest(self, max_positions: int) -> int:
+        """Most tokens of its own that a query may have: what the model reads, less the [MASK]s."""
+        return self.size if self.kind == "fixed" else max_positions - self.n_masks
+
+
+class EncoderOverrides(TypedDict, total=False):
+    """Settings of `EncoderConfig` that a caller may put in place of the checkpoint's: all but the weights'."""
+
+    document_length: int
+    query_length: str
+    query_marker: str
+    document_marker: str
+    marker_mode: MarkerMode
+    query_prompt: str
+    document_prompt: str
+    attend_to_mask_tokens: bool
+    skiplist: Sequence[str]
+    skip_unknown: bool
+
+
+@dataclass(frozen=True)
 class EncoderConfig(_Config):
     """How a checkpoint reads text. Defaults are those of JaColBERTv2.4's artifact.metadata."""
 
     dim: int = 128
-    document_length: int = 300  # tokens, [CLS], [D] and [SEP] included
-    query_length: str = "paper"  # or "fixed:N"; see encode.tokens.padded_query_length
-    query_marker: str = "[unused0]"  # its id stands after [CLS]; the text is never tokenised
+    document_length: int = 300  # tokens; special tokens and the marker included
+    query_length: str = "paper"  # see `QueryLength`
+    query_marker: str = "[unused0]"  # its id stands behind the first token; "" for none
     document_marker: str = "[unused1]"
+    marker_mode: MarkerMode = "insert"
+    query_prompt: str = ""  # text read before every query; some sentence-transformers models have one
+    document_prompt: str = ""
     attend_to_mask_tokens: bool = False  # may a query's tokens attend to its [MASK]s?
-    mask_punctuation: bool = True  # documents keep no embeddings of ASCII punctuation
-    max_positions: int = 512  # the backbone's position embeddings
+    skiplist: tuple[str, ...] = tuple(string.punctuation)  # documents keep no embeddings of these tokens
+    skip_unknown: bool = False  # skip [UNK] too: what a skiplist symbol outside the vocabulary does elsewhere
+    max_positions: int = 512  # tokens that the backbone can tell apart
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "skiplist", tuple(self.skiplist))  # JSON has lists
         self._require("dim", self.dim > 0, "positive")
         self._require("max_positions", self.max_positions > 11, "above 11")
         self._require(
@@ -64,11 +151,27 @@ class EncoderConfig(_Config):
             3 < self.document_length <= self.max_positions,
             f"from 4 to {self.max_positions}, what the model can read",
         )
-        fixed = re.fullmatch(r"fixed:(\d+)", self.query_length)
+        self._require("marker_mode", self.marker_mode in ("insert", "dot"), "'insert' or 'dot'")
+        rule = QueryLength.parse(self.query_length)
         self._require(
             "query_length",
-            self.query_length == "paper" or (fixed is not None and 3 < int(fixed[1]) <= self.max_positions),
-            f"'paper', or 'fixed:N' with N from 4 to {self.max_positions}",
+            rule.longest(self.max_positions) > 3 and rule.size <= self.max_positions,
+            f"a rule that leaves a query from 4 to {self.max_positions} tokens, what the model can read",
+        )
+
+    def overrides(self) -> EncoderOverrides:
+        """What reads text as these settings do, whatever a checkpoint says."""
+        return EncoderOverrides(
+            document_length=self.document_length,
+            query_length=self.query_length,
+            query_marker=self.query_marker,
+            document_marker=self.document_marker,
+            marker_mode=self.marker_mode,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            attend_to_mask_tokens=self.attend_to_mask_tokens,
+            skiplist=self.skiplist,
+            skip_unknown=self.skip_unknown,
         )
 
 
@@ -154,13 +257,33 @@ class IndexSettings:
         )
 
 
-class EngineOptions(TypedDict, total=False):
+class _HubOptions(TypedDict, total=False):
+    tokenizer: str | Path | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    device: str | Sequence[str] | None
+    dtype: ComputeDtype
+    compile: bool
+    query_length: str | None
+
+
+class ModelOptions(_HubOptions, total=False):
+    """How `JaColBERTRetriever.from_pretrained` loads a model, for adapters that hand it on."""
+
+    revision: str | None
+    document_length: int | None
+    encoder: EncoderOverrides | None
+
+
+class EngineOptions(ModelOptions, total=False):
     """Keyword arguments of `JaColBERTRetriever.from_pretrained`, for adapters that hand them on."""
 
     index: str | Path | None
-    revision: str | None
-    device: str | None
-    dtype: ComputeDtype
-    query_length: str | None
-    document_length: int | None
+    settings: IndexSettings | None
+
+
+class LoadOptions(_HubOptions, total=False):
+    """Keyword arguments of `JaColBERTRetriever.load`, for adapters that hand them on."""
+
+    model: str | Path | None
     settings: IndexSettings | None

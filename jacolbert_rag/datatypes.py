@@ -79,6 +79,25 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that a tokenizer adds to a text.
+
+    Attributes:
+        pad: fills short rows of a batch.
+        unk: stands for what the vocabulary cannot spell; None where it can spell everything.
+        mask: of query augmentation.
+        prefix: before a text's own tokens, such as [CLS].
+        suffix: behind them, such as [SEP].
+    """
+
+    pad: int
+    unk: int | None
+    mask: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """Token ids of many texts, ragged: text i is `ids[offsets[i]:offsets[i + 1]]`.
 

@@ -45,5 +45,9 @@ class IndexMismatchError(IndexFolderError):
     """The index was made by another model, or by a newer version of this library."""
 
 
+class CheckpointWarning(UserWarning):
+    """Something about a checkpoint that changes results, and what to do about it."""
+
+
 class TruncationWarning(UserWarning):
     """Text longer than the model reads was cut; the message says how much and what to do."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.config import ComputeDtype, EngineOptions, IndexSettings
+from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
@@ -64,31 +64,16 @@ class JaColBERTRetriever(BaseRetriever):
         cls,
         model: str | Path | None = None,
         *,
-        index: str | Path | None = None,
         k: int = 4,
         score_key: str | None = "relevance_score",
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        document_length: int | None = None,
-        settings: IndexSettings | None = None,
+        **options: Unpack[EngineOptions],
     ) -> Self:
         """A retriever with this model, over a saved index or over none yet.
 
         `k` and `score_key` are the attributes; the other arguments and what is raised are those of
         `jacolbert_rag.JaColBERTRetriever.from_pretrained`.
         """
-        engine = _engine_class().from_pretrained(
-            model,
-            index=index,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            query_length=query_length,
-            document_length=document_length,
-            settings=settings,
-        )
+        engine = _engine_class().from_pretrained(model, **options)
         return cls(engine=engine, k=k, score_key=score_key)
 
     @classmethod
@@ -130,16 +115,10 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         k: int = 4,
         score_key: str | None = "relevance_score",
-        model: str | Path | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        settings: IndexSettings | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
-        engine = _engine_class().load(
-            path, model=model, device=device, dtype=dtype, query_length=query_length, settings=settings
-        )
+        engine = _engine_class().load(path, **options)
         return cls(engine=engine, k=k, score_key=score_key)
 
     def add_texts(
@@ -277,17 +256,10 @@ class JaColBERTVectorStore(VectorStore):
     def load(
         cls,
         path: str | Path,
-        *,
-        model: str | Path | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        settings: IndexSettings | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
-        engine = _engine_class().load(
-            path, model=model, device=device, dtype=dtype, query_length=query_length, settings=settings
-        )
+        engine = _engine_class().load(path, **options)
         return cls(engine)
 
     def save(self, path: str | Path) -> None:
@@ -392,21 +364,10 @@ class JaColBERTReranker(BaseDocumentCompressor):
         model: str | Path | None = None,
         *,
         top_n: int = 3,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        document_length: int | None = None,
+        **options: Unpack[ModelOptions],
     ) -> Self:
         """A reranker with this model; see `jacolbert_rag.JaColBERTRetriever.from_pretrained`."""
-        engine = _engine_class().from_pretrained(
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            query_length=query_length,
-            document_length=document_length,
-        )
+        engine = _engine_class().from_pretrained(model, **options)
         return cls(engine=engine, top_n=top_n)
 
     def compress_documents(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.config import ComputeDtype, EngineOptions, IndexSettings
+from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
@@ -91,32 +91,17 @@ class JaColBERTRetriever(BaseRetriever):
         cls,
         model: str | Path | None = None,
         *,
-        index: str | Path | None = None,
         similarity_top_k: int = 2,
         metadata_mode: MetadataMode = MetadataMode.NONE,
         callback_manager: CallbackManager | None = None,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        document_length: int | None = None,
-        settings: IndexSettings | None = None,
+        **options: Unpack[EngineOptions],
     ) -> Self:
         """A retriever with this model, over a saved index or over none yet.
 
         `similarity_top_k` and `metadata_mode` are the attributes; the other arguments and what is raised are
         those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`.
         """
-        engine = _engine_class().from_pretrained(
-            model,
-            index=index,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            query_length=query_length,
-            document_length=document_length,
-            settings=settings,
-        )
+        engine = _engine_class().from_pretrained(model, **options)
         return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
 
     @classmethod
@@ -175,16 +160,10 @@ class JaColBERTRetriever(BaseRetriever):
         similarity_top_k: int = 2,
         metadata_mode: MetadataMode = MetadataMode.NONE,
         callback_manager: CallbackManager | None = None,
-        model: str | Path | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        settings: IndexSettings | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
-        engine = _engine_class().load(
-            path, model=model, device=device, dtype=dtype, query_length=query_length, settings=settings
-        )
+        engine = _engine_class().load(path, **options)
         return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
 
     def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
@@ -243,21 +222,10 @@ class JaColBERTRerank(BaseNodePostprocessor):
         top_n: int = 2,
         keep_retrieval_score: bool = False,
         metadata_mode: MetadataMode = MetadataMode.NONE,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
-        query_length: str | None = None,
-        document_length: int | None = None,
+        **options: Unpack[ModelOptions],
     ) -> Self:
         """A reranker with this model; see `jacolbert_rag.JaColBERTRetriever.from_pretrained`."""
-        engine = _engine_class().from_pretrained(
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            query_length=query_length,
-            document_length=document_length,
-        )
+        engine = _engine_class().from_pretrained(model, **options)
         return cls(
             engine=engine,
             top_n=top_n,

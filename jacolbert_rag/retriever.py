@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jacolbert_rag import __version__
-from jacolbert_rag.config import ComputeDtype, IndexSettings
+from jacolbert_rag.config import ComputeDtype, EncoderConfig, EncoderOverrides, IndexSettings
 from jacolbert_rag.datatypes import (
     BoolArray,
     Document,
@@ -27,11 +27,13 @@ from jacolbert_rag.datatypes import (
 )
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
+from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
 from jacolbert_rag.index.candidates import Candidates
 from jacolbert_rag.index.maxsim import maxsim, maxsim_many
 from jacolbert_rag.index.pooling import pool_corpus, pool_documents
 from jacolbert_rag.index.store import Store, as_stored, check_documents, read_manifest
+from jacolbert_rag.progress import progress_bar
 
 if TYPE_CHECKING:
     from jacolbert_rag.langchain import JaColBERTRetriever as LangChainRetriever
@@ -77,10 +79,15 @@ class JaColBERTRetriever:
         *,
         index: str | Path | None = None,
         revision: str | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str | Sequence[str] | None = None,
+        dtype: ComputeDtype = "auto",
+        compile: bool = False,
         query_length: str | None = None,
         document_length: int | None = None,
+        encoder: EncoderOverrides | None = None,
         settings: IndexSettings | None = None,
     ) -> JaColBERTRetriever:
         """A retriever with this model, over an index on disk or over none yet.
@@ -90,10 +97,18 @@ class JaColBERTRetriever:
             index: folder of a saved index, which must have been made by the same model. None starts
                 empty.
             revision: branch, tag or commit of a hub id.
-            device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA where there is one.
-            dtype: what the network computes in.
-            query_length: rule of query augmentation: "paper", or "fixed:N".
+            token: the hub's access token; True takes the one that the user logged in with.
+            cache_dir: the hub's cache, in place of its usual folder.
+            tokenizer: folder or hub id to take the tokenizer and metadata from, for checkpoints that have
+                none, such as the intermediate ones of JaColBERTv2.5.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes a GPU where there is one. A list of several
+                spreads documents over them, one process each.
+            dtype: what the network computes in; "auto" is bfloat16 where the device is fast at it.
+            compile: fuse the network by torch.compile: a minute's delay, for large corpora.
+            query_length: rule of query augmentation: "paper" (the default), "jqara", "fixed(32)",
+                "plus(8)", "dynamic(32, 8)" or "none"; see `jacolbert_rag.config.QueryLength`.
             document_length: tokens that are read of a document, in place of the checkpoint's.
+            encoder: other settings in place of the checkpoint's; see `jacolbert_rag.config.EncoderConfig`.
             settings: of a new index, or in place of those of a loaded one (pooling and storage cannot
                 change then).
 
@@ -105,24 +120,27 @@ class JaColBERTRetriever:
         loaded = checkpoint.load(
             str(model) if model is not None else None,
             revision=revision,
-            query_length=query_length,
-            document_length=document_length,
+            token=token,
+            cache_dir=cache_dir,
+            tokenizer=tokenizer,
+            overrides=_overrides(encoder, query_length, document_length),
         )
-        encoder = Encoder(loaded, device=device, dtype=dtype)
+        opened = Encoder(loaded, device=device, dtype=dtype, compile=compile)
         if index is not None:
-            return cls._open(Path(index), encoder, settings)
+            return cls._open(Path(index), opened, settings)
         settings = settings or IndexSettings()
         folder = Path(tempfile.mkdtemp(prefix="jacolbert-"))
         manifest = {
             "library": __version__,
             "model": loaded.name,
             "revision": revision,
+            "tokenizer": loaded.source.tokenizer,
             "fingerprint": loaded.fingerprint,
             "dim": loaded.config.dim,
             "encoder": loaded.config.to_json(),
             **settings.to_json(),
         }
-        retriever = cls(encoder, Store.create(folder, manifest, durable=False), settings)
+        retriever = cls(opened, Store.create(folder, manifest, durable=False), settings)
         retriever._cleanup = weakref.finalize(retriever, shutil.rmtree, folder, ignore_errors=True)
         return retriever
 
@@ -132,18 +150,26 @@ class JaColBERTRetriever:
         path: str | Path,
         *,
         model: str | Path | None = None,
-        device: str | None = None,
-        dtype: ComputeDtype = "float32",
+        tokenizer: str | Path | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        device: str | Sequence[str] | None = None,
+        dtype: ComputeDtype = "auto",
+        compile: bool = False,
         query_length: str | None = None,
         settings: IndexSettings | None = None,
     ) -> JaColBERTRetriever:
-        """Open a saved index with the model that made it.
+        """Open a saved index with the model that made it, reading text as it was read then.
 
         Args:
             path: folder that `save` wrote.
             model: where that model is now, when it has moved.
+            tokenizer: where its tokenizer is now, when it was named and has moved.
+            token: see `from_pretrained`.
+            cache_dir: see `from_pretrained`.
             device: see `from_pretrained`.
             dtype: see `from_pretrained`.
+            compile: see `from_pretrained`.
             query_length: rule of query augmentation, in place of the one that the index was made with.
             settings: see `from_pretrained`.
 
@@ -154,13 +180,18 @@ class JaColBERTRetriever:
             CheckpointError: the model cannot be read.
         """
         manifest = read_manifest(Path(path))
+        with _settings_of(Path(path)):
+            config = EncoderConfig.from_json(manifest["encoder"])
         loaded = checkpoint.load(
             str(model if model is not None else manifest["model"]),
             revision=manifest.get("revision") if model is None else None,
-            query_length=query_length or manifest["encoder"]["query_length"],
-            document_length=manifest["encoder"]["document_length"],
+            token=token,
+            cache_dir=cache_dir,
+            tokenizer=tokenizer if tokenizer is not None else manifest.get("tokenizer"),
+            overrides=_stored_overrides(config, query_length),
         )
-        return cls._open(Path(path), Encoder(loaded, device=device, dtype=dtype), settings)
+        encoder = Encoder(loaded, device=device, dtype=dtype, compile=compile)
+        return cls._open(Path(path), encoder, settings)
 
     @classmethod
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
@@ -174,13 +205,8 @@ class JaColBERTRetriever:
                 f"{now.name!r} ({now.fingerprint[:8]}, {now.config.document_length}). Load that model, or "
                 "build the index anew with this one."
             )
-        try:
+        with _settings_of(path):
             stored = IndexSettings.from_json(manifest)
-        except InvalidInputError as error:
-            raise IndexMismatchError(
-                f"The settings of the index {path} are not those of this version: {error} Update "
-                "jacolbert_rag, or build the index anew."
-            ) from error
         if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
             raise IndexMismatchError(
                 f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
@@ -214,27 +240,37 @@ class JaColBERTRetriever:
         """The folder of a saved index; None while it lives in a temporary one."""
         return self._store.folder if self._cleanup is None else None
 
-    def add(self, documents: Iterable[str | Document], *, progress: bool = False) -> list[str]:
+    def add(
+        self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
+    ) -> list[str]:
         """Store documents; one whose id is there already is replaced.
 
         Args:
             documents: texts, whose ids are made from their content, or `Document`s.
+            split: store documents that are longer than the model reads as chunks of whole sentences; see
+                `jacolbert_rag.encode.splitter.Splitter.documents` for their ids and metadata. What an earlier
+                version of a document left, chunks or the whole, is deleted when the new one is stored.
             progress: show a bar on standard error.
 
         Returns:
-            The id of each, in order. The same text given twice has one id and is stored once.
+            The id of each, in order; of one that was split, the ids of its chunks. The same text given twice
+            has one id and is stored once.
 
         Raises:
-            InvalidInputError: a document has no text, an id occurs twice, or metadata is not JSON.
-                Nothing of this call was stored then.
+            InvalidInputError: a document has no text, an id occurs twice, metadata is not JSON, or that of a
+                document to be split has the key "chunk". Nothing of this call was stored then.
         """
         given, distinct = _as_documents(documents)
-        self._add(distinct, progress=progress)
-        return given
+        parts = self._parts(distinct, split=split)
+        with self._writing:
+            self._add([part for document in distinct for part in parts[document.id]], progress=progress)
+            if split:
+                self._delete_former(parts)
+        return [part.id for id in given for part in parts[id]]
 
     def _add(self, distinct: Sequence[Document], *, progress: bool) -> None:
         n_cut = 0
-        with self._writing, _progress(len(distinct), show=progress) as advance:
+        with self._writing, progress_bar(len(distinct), show=progress) as advance:
             for start in range(0, len(distinct), ADD_DOCUMENTS):
                 batch = distinct[start : start + ADD_DOCUMENTS]
                 passages = [document.passage for document in batch]
@@ -247,21 +283,78 @@ class JaColBERTRetriever:
         length = self.encoder.checkpoint.config.document_length
         warn_of_cut_documents(n_cut, len(distinct), length, stacklevel=4)  # the caller of `add`
 
-    def upsert(self, documents: Iterable[str | Document], *, progress: bool = False) -> list[str]:
+    def upsert(
+        self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
+    ) -> list[str]:
         """Like `add`, but documents that are stored already, word for word, are left alone.
 
+        Where only the metadata is another, it is stored with the token embeddings that are there. So of a
+        long document that was split and has changed since, only the chunks around the change are encoded.
+
         Returns:
-            The ids of the documents that were new or had changed.
+            The ids of the documents, or of their chunks, that were new or had changed.
         """
         _, distinct = _as_documents(documents)
+        parts = self._parts(distinct, split=split)
+        given = [part for document in distinct for part in parts[document.id]]
         with self._writing:
-            stored = {document.id: document for document in self.get([d.id for d in distinct])}
-            changed = [d for d in distinct if stored.get(d.id) != as_stored(d)]
-            self._add(changed, progress=progress)
-        return [document.id for document in changed]
+            stored = {document.id: document for document in self.get([part.id for part in given])}
+            changed = [part for part in given if stored.get(part.id) != as_stored(part)]
+            self._add(self._add_known_passages(changed), progress=progress)
+            if split:
+                self._delete_former(parts)
+        return [part.id for part in changed]
 
-    def delete(self, ids: Sequence[str]) -> list[str]:
+    def _parts(self, documents: Sequence[Document], *, split: bool) -> dict[str, list[Document]]:
+        """Id of each document, and what is stored of it: the whole, or its chunks."""
+        if not split:
+            return {document.id: [document] for document in documents}
+        splitter = Splitter.for_tokenizer(self.encoder.tokenizer)
+        parts = {document.id: list(splitter.documents([document])) for document in documents}
+        check_documents([part for document in documents for part in parts[document.id]])
+        return parts
+
+    def _add_known_passages(self, documents: Sequence[Document]) -> list[Document]:
+        """Store documents whose passage is there already, with its embeddings; the others are returned."""
+        others: list[Document] = []
+        for start in range(0, len(documents), ADD_DOCUMENTS):
+            batch = documents[start : start + ADD_DOCUMENTS]
+            with self._reading():
+                rows = self._store.rows_of([document.id for document in batch])
+                stored = {d.id: d.passage for d in self._store.documents(list(rows.values()))}
+                known = [document for document in batch if stored.get(document.id) == document.passage]
+                embeddings = self._store.embeddings(np.array([rows[d.id] for d in known], dtype=np.int64))
+            with self._lock:
+                self._store.append(known, embeddings)
+            others += [document for document in batch if stored.get(document.id) != document.passage]
+        if len(others) < len(documents):
+            self._update_candidates()
+        return others
+
+    def _delete_former(self, parts: Mapping[str, Sequence[Document]]) -> None:
+        """Delete what is stored of these documents and no longer part of them: chunks, or the whole."""
+        stale: list[str] = []
+        with self._reading():
+            for id, current in parts.items():
+                kept = {part.id for part in current}
+                stale += [former for former in (id, *self._chunks_of(id)) if former not in kept]
+            stale = list(self._store.rows_of(stale))
+        if stale:
+            self.delete(stale)
+
+    def _chunks_of(self, id: str) -> list[str]:
+        """Ids of the stored chunks of a document, within a `_reading` block."""
+        named = [key for key in self._store.ids_with_prefix(f"{id}#") if is_chunk_of(key, id)]
+        rows = self._store.rows_of(named)
+        # The form of an id is no proof: a document of its own may have one like it.
+        return [chunk.id for chunk in self._store.documents(list(rows.values())) if parent_of(chunk) == id]
+
+    def delete(self, ids: Sequence[str], *, chunks: bool = False) -> list[str]:
         """Remove documents.
+
+        Args:
+            ids: of documents, or of single chunks.
+            chunks: remove the chunks of these documents too, where they were split.
 
         Returns:
             The ids that were in the index; unknown ones are passed over.
@@ -269,7 +362,15 @@ class JaColBERTRetriever:
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
         with self._writing, self._lock:
+            if chunks:
+                with self._reading():
+                    ids = [key for id in ids for key in (id, *self._chunks_of(id))]
             return self._store.delete(ids)
+
+    def ids(self, prefix: str = "") -> list[str]:
+        """Ids in the index, sorted: all of them, or those that begin with a prefix."""
+        with self._reading():
+            return self._store.ids_with_prefix(prefix)
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
@@ -483,6 +584,38 @@ def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatAr
     return rows[order], scores[order]
 
 
+def _overrides(
+    encoder: EncoderOverrides | None, query_length: str | None, document_length: int | None
+) -> EncoderOverrides:
+    """The caller's wishes in one place; the two that most users know have arguments of their own."""
+    wishes: EncoderOverrides = {**(encoder or {})}
+    if query_length is not None:
+        wishes["query_length"] = query_length
+    if document_length is not None:
+        wishes["document_length"] = document_length
+    return wishes
+
+
+@contextmanager
+def _settings_of(path: Path) -> Iterator[None]:
+    """Reading the settings in an index's manifest; those that are unknown here tell of another version."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise IndexMismatchError(
+            f"The settings of the index {path} are not those of this version: {error} Update "
+            "jacolbert_rag, or build the index anew."
+        ) from error
+
+
+def _stored_overrides(stored: EncoderConfig, query_length: str | None) -> EncoderOverrides:
+    """How an index's text was read, so that new text is read alike."""
+    wishes = stored.overrides()
+    if query_length is not None:
+        wishes["query_length"] = query_length
+    return wishes
+
+
 def _as_documents(documents: Iterable[str | Document]) -> tuple[list[str], list[Document]]:
     """The id of each given document, and the documents, in order; a text given twice is there once.
 
@@ -531,33 +664,3 @@ def _listed(documents: Iterable[str | Document]) -> list[str | Document]:
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InvalidInputError(f"k is {k!r}; expected a whole number of hits, at least 1.")
-
-
-@contextmanager
-def _progress(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of documents on standard error, or nothing."""
-    if not show:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task("documents", total=total)
-        yield lambda n: bar.advance(task, n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import string
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from transformers import BertConfig
 
 from jacolbert_rag import EncoderConfig, JaColBERTRetriever
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.model import ColBERT
-from jacolbert_rag.encode.tokens import CLS, MASK, PAD, SEP, UNK, JapaneseTokenizer, WordSegmenter, clean
+from jacolbert_rag.encode.model import random_model
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.tokens import Tokenizer
+from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
 
 SENTENCES = [
     "琵琶湖は滋賀県にある日本で最も大きな湖である。",
@@ -26,6 +29,18 @@ SENTENCES = [
     "𠮷野家で牛丼を食べた。",
     "経費の精算は翌月5日までに申請してください。",
 ]
+
+
+def fuzz_texts(n: int, *, seed: int = 7) -> list[str]:
+    """Random strings of what stands in Japanese documents, and of what should not."""
+    rng = random.Random(seed)
+    pieces = [
+        "東京", "ｻｰﾊﾞｰ", "サーバ", "々", "ー", "𠮷", "髙", "㌔", "①", "½", "か゛", "か\u3099", "\u3000", " ", "\n",
+        "\t", "\r\n", "！？", "。", "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é", "e\u0301",
+        "한국", "\u200b", "\ufeff", "…", "\x07", "\0", "\ud800", "\x85", "\u2028", "\xa0",
+        *string.punctuation,
+    ]  # fmt: skip
+    return ["".join(rng.choices([*pieces, *"".join(SENTENCES)], k=rng.randint(1, 40))) for _ in range(n)]
 
 
 def tiny_vocab() -> list[str]:
@@ -52,8 +67,30 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, document_length: int =
         initializer_range=0.5,  # large weights, so that random embeddings tell texts apart
     )
     config = EncoderConfig(dim=16, document_length=document_length, max_positions=128)
-    model = ColBERT(backbone, dim=config.dim)
-    checkpoint.save(folder, model, JapaneseTokenizer(vocab, config), dtype=torch.float32)
+    model = random_model(backbone, config.dim)
+    checkpoint.save(folder, model, Tokenizer(JapaneseWordPiece(vocab), config), dtype=torch.float32)
+    return folder
+
+
+def write_fast_tokenizer(folder: Path) -> Path:
+    """A byte-level BPE tokenizer over SENTENCES, as ModernBERT has, with both markers."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = [PAD, UNK, CLS, SEP, MASK, "[unused0]", "[unused1]"]
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet)
+    backend.train_from_iterator(SENTENCES, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}", special_tokens=[(CLS, specials.index(CLS)), (SEP, specials.index(SEP))]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, unk_token=UNK, cls_token=CLS, sep_token=SEP, mask_token=MASK
+    ).save_pretrained(str(folder))
     return folder
 
 
@@ -67,6 +104,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def retriever(tiny_model: Path) -> JaColBERTRetriever:
     """An empty index with the tiny checkpoint."""
     return JaColBERTRetriever.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a connection fails the test."""
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("opened a connection"))
 
 
 @pytest.fixture(scope="session")

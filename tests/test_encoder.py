@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jacolbert_rag import InvalidInputError, TruncationWarning
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode import encoder as module
 from jacolbert_rag.encode.encoder import Encoder, batches_by_length
+from jacolbert_rag.encode.model import dtype_of, has_fast_bfloat16
+from jacolbert_rag.encode.workers import WorkerError
 from tests.conftest import SENTENCES
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(checkpoint.load(str(tiny_model)), device="cpu")
+    return Encoder(checkpoint.load(tiny_model), device="cpu", dtype="float32")
 
 
 def test_shapes_and_unit_rows(encoder: Encoder) -> None:
@@ -25,7 +30,6 @@ def test_shapes_and_unit_rows(encoder: Encoder) -> None:
 
 
 def test_equals_transformers_on_one_text(encoder: Encoder, tiny_model: Path) -> None:
-    import torch
     from safetensors.torch import load_file
     from transformers import BertModel
 
@@ -42,18 +46,19 @@ def test_equals_transformers_on_one_text(encoder: Encoder, tiny_model: Path) -> 
     assert encoder.queries([SENTENCES[0]]).flat == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_masks_are_not_attended_to(encoder: Encoder) -> None:
+def test_masks_are_not_attended_to(encoder: Encoder, tiny_model: Path) -> None:
     # The real tokens' embeddings do not change with the number of [MASK]s behind them.
     query = "琵琶湖はどこにありますか"
     n = int(encoder.tokenizer.queries([query]).n_attended[0])
-    wider = Encoder(checkpoint.load(str(_folder(encoder)), query_length="fixed:64"), device="cpu").queries(
-        [query]
-    )
+    longer = checkpoint.load(tiny_model, overrides={"query_length": "fixed(64)"})
+    wider = Encoder(longer, device="cpu", dtype="float32").queries([query])
     assert wider.flat[:n] == pytest.approx(encoder.queries([query]).flat[:n], abs=1e-5)
-
-
-def _folder(encoder: Encoder) -> str:
-    return encoder.checkpoint.name
+    # Where they are attended to, it does.
+    attending = checkpoint.load(
+        tiny_model, overrides={"query_length": "fixed(64)", "attend_to_mask_tokens": True}
+    )
+    other = Encoder(attending, device="cpu", dtype="float32").queries([query])
+    assert np.abs(other.flat[:n] - wider.flat[:n]).max() > 1e-3
 
 
 def test_a_text_does_not_depend_on_its_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +67,12 @@ def test_a_text_does_not_depend_on_its_batch(encoder: Encoder, monkeypatch: pyte
     alone = [encoder.documents([text]).flat for text in texts]
     for i, expected in enumerate(alone):
         assert together[i] == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 40)
+    monkeypatch.setattr(encoder, "tokens_per_batch", 40)
     assert encoder.documents(texts).flat == pytest.approx(together.flat, abs=1e-5)
+    queries = ["湖", SENTENCES[0] * 3, "富士山の高さは？"]
+    together = encoder.queries(queries)
+    for i, query in enumerate(queries):
+        assert together[i] == pytest.approx(encoder.queries([query]).flat, abs=1e-5)
 
 
 def test_punctuation_is_dropped_from_documents_only(encoder: Encoder) -> None:
@@ -78,7 +87,7 @@ def test_punctuation_is_dropped_from_documents_only(encoder: Encoder) -> None:
 
 def test_long_documents_are_counted_once(encoder: Encoder) -> None:
     with pytest.warns(
-        TruncationWarning, match=r"2 of 3 documents are longer than the 64 tokens.*Split them"
+        TruncationWarning, match=r"2 of 3 documents are longer than the 64 tokens.*split=True"
     ) as seen:
         embedded = encoder.documents(["琵琶湖" * 100, "湖", "富士山。" * 100])
     assert len(seen) == 1
@@ -106,29 +115,243 @@ def test_other_types_are_refused(encoder: Encoder) -> None:
 
 
 def test_control_characters_and_surrogates_change_nothing(encoder: Encoder) -> None:
-    plain = encoder.documents(["琵琶湖は広い"]).flat
-    assert encoder.documents(["琵琶\0湖は\ud83d広い\x07"]).flat == pytest.approx(plain, abs=1e-6)
+    assert encoder.queries(["東\0京\ud800は\x07首都"]).flat == pytest.approx(
+        encoder.queries(["東京は首都"]).flat, abs=0
+    )
 
 
-def test_no_texts(encoder: Encoder) -> None:
-    assert len(encoder.documents([])) == 0
-    assert encoder.queries([]).flat.shape == (0, 16)
+def test_nothing_gives_nothing(encoder: Encoder) -> None:
+    for embedded in (encoder.queries([]), encoder.documents([])):
+        assert len(embedded) == 0
+        assert embedded.flat.shape == (0, 16)
+    assert list(encoder.stream([])) == []
 
 
-def test_progress_counts_every_document(encoder: Encoder) -> None:
-    seen: list[int] = []
-    encoder.documents(SENTENCES, on_progress=seen.append)
-    assert sum(seen) == len(SENTENCES)
+def test_progress_counts_every_text(encoder: Encoder) -> None:
+    done: list[int] = []
+    encoder.documents(SENTENCES * 3, on_progress=done.append)
+    assert sum(done) == 30
 
 
-def test_bfloat16_is_close(encoder: Encoder) -> None:
-    half = Encoder(checkpoint.load(_folder(encoder)), device="cpu", dtype="bfloat16").documents(SENTENCES)
-    cosines = np.sum(half.flat * encoder.documents(SENTENCES).flat, axis=1)
-    assert np.median(cosines) > 0.99
-
-
-def test_batches_hold_every_row_once_within_the_budget() -> None:
-    lengths = np.array([5, 30, 1, 200, 7, 30])
+def test_batches_are_sorted_and_within_the_budget() -> None:
+    lengths = np.array([5, 60, 7, 33, 100, 1])
     batches = list(batches_by_length(lengths, 64))
     assert sorted(np.concatenate(batches).tolist()) == list(range(6))
     assert all(len(b) == 1 or len(b) * lengths[b].max() <= 64 for b in batches)
+    assert [lengths[b].max() for b in batches] == sorted((lengths[b].max() for b in batches), reverse=True)
+
+
+# Streams.
+
+
+def test_stream_gives_blocks_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_TEXTS", 4)
+    expected = encoder.documents(SENTENCES)
+    blocks = list(encoder.stream(iter(SENTENCES)))
+    assert [len(block) for block in blocks] == [4, 4, 2]
+    assert np.concatenate([block.flat for block in blocks]) == pytest.approx(expected.flat, abs=1e-5)
+
+
+def test_stream_reads_no_further_than_it_must(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_TEXTS", 2)
+    taken = []
+
+    def texts() -> Iterator[str]:
+        for text in SENTENCES:
+            taken.append(text)
+            yield text
+
+    stream = encoder.stream(texts())
+    next(stream)
+    assert len(taken) == 2
+    stream.close()
+
+
+def test_stream_warns_once_at_its_end(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_TEXTS", 1)
+    with pytest.warns(TruncationWarning, match="2 of 3 documents") as seen:
+        list(encoder.stream(["琵琶湖" * 100, "湖", "富士山。" * 100]))
+    assert len(seen) == 1
+
+
+def test_stream_numbers_the_document_without_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_TEXTS", 2)
+    stream = encoder.stream([*SENTENCES[:3], "", "湖"])
+    assert len(next(stream)) == 2
+    with pytest.raises(InvalidInputError, match="document 3 has no text"):
+        next(stream)
+    with pytest.raises(InvalidInputError, match="texts is one str"):
+        next(encoder.stream("湖"))
+
+
+def test_progress_shows_documents_and_their_rate(
+    encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    list(encoder.stream(SENTENCES, progress=True, total=10))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "10/10" in shown.err
+    assert "/s" in shown.err
+
+
+# Other processes.
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_TEXTS", 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_processes_that_tokenise_change_nothing(encoder: Encoder) -> None:
+    beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=2)
+    texts = [*SENTENCES, "前\ud800後\0", "琵琶湖" * 100]
+    with pytest.warns(TruncationWarning, match="1 of 12"):
+        blocks = list(beside.stream(texts))
+    with pytest.warns(TruncationWarning):
+        expected = encoder.documents(texts)
+    assert [len(block) for block in blocks] == [3, 3, 3, 3]
+    assert np.concatenate([block.flat for block in blocks]) == pytest.approx(expected.flat, abs=1e-5)
+    assert len(list(beside.stream(SENTENCES[:2]))) == 1  # one block starts no process
+    assert list(beside.stream([])) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_several_devices_change_nothing(tiny_model: Path) -> None:
+    # The caller's settings reach the other processes: they cut at 20 tokens, too.
+    loaded = checkpoint.load(tiny_model, overrides={"document_length": 20, "marker_mode": "dot"})
+    one = Encoder(loaded, device="cpu", dtype="float32")
+    two = Encoder(loaded, device=["cpu", "cpu"], dtype="float32")
+    with pytest.warns(TruncationWarning):
+        expected = one.documents(SENTENCES)
+    with pytest.warns(TruncationWarning, match=r"\d of 10"):
+        embedded = two.documents(SENTENCES)
+    assert embedded.flat == pytest.approx(expected.flat, abs=1e-5)
+    assert list(embedded.offsets) == list(expected.offsets)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_stream_given_up_ends_its_processes(encoder: Encoder) -> None:
+    import os
+
+    beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=2)
+    stream = beside.stream(SENTENCES * 20)
+    next(stream)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    stream.close()
+    if children.exists():
+        assert not children.read_text().split()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_process_that_fails_says_why(encoder: Encoder, tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    beside = Encoder(checkpoint.load(folder), device="cpu", dtype="float32", tokenizer_processes=1)
+    shutil.rmtree(folder)
+    with pytest.raises(WorkerError, match="process that tokenises failed: CheckpointError"):
+        list(beside.stream(SENTENCES))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_process_that_is_killed_is_told_of(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jacolbert_rag.encode.workers import Worker
+
+    start = Worker.tokenizing
+
+    def start_and_kill(*arguments: object) -> Worker:
+        worker = start(*arguments)  # type: ignore[arg-type]
+        worker._process.kill()
+        return worker
+
+    monkeypatch.setattr(Worker, "tokenizing", start_and_kill)
+    beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=1)
+    with pytest.raises(WorkerError, match="ended with exit status -9.*out of memory"):
+        list(beside.stream(SENTENCES))
+
+
+# Memory, dtype, device.
+
+
+def test_batch_that_does_not_fit_is_halved(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = encoder.documents(SENTENCES).flat
+    small = Encoder(encoder.checkpoint, device="cpu", dtype="float32")
+    forward, sizes = small._forward_model, []
+
+    def with_little_memory(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if ids.numel() > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        sizes.append(ids.numel())
+        return forward(ids, mask)
+
+    monkeypatch.setattr(small, "_forward_model", with_little_memory)
+    assert small.documents(SENTENCES).flat == pytest.approx(expected, abs=1e-5)
+    assert max(sizes) <= 100
+    assert small.tokens_per_batch < encoder.tokens_per_batch
+    assert "Out of memory on cpu: going on with batches of" in caplog.text
+
+
+def test_text_that_does_not_fit_alone_is_an_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder, "_forward_model", without_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.documents(SENTENCES)
+
+
+def test_other_errors_are_not_taken_for_memory(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def broken(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        calls.append(1)
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(encoder, "_forward_model", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        encoder.documents(SENTENCES)
+    assert len(calls) == 1
+
+
+def test_auto_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert dtype_of("auto", cpu) == (torch.bfloat16 if has_fast_bfloat16() else torch.float32)
+    assert dtype_of("float32", cpu) == torch.float32
+    assert dtype_of("auto", torch.device("mps")) == torch.float32
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, s=supported: s)
+        assert dtype_of("auto", cuda) == dtype
+
+
+def test_bfloat16_is_near_float32(encoder: Encoder) -> None:
+    half = Encoder(encoder.checkpoint, device="cpu", dtype="bfloat16")
+    embedded = half.documents(SENTENCES)
+    assert embedded.flat.dtype == np.float32
+    assert np.linalg.norm(embedded.flat, axis=1) == pytest.approx(1, abs=1e-5)
+    cosines = (embedded.flat * encoder.documents(SENTENCES).flat).sum(axis=1)
+    assert np.median(cosines) > 0.999
+
+
+def test_no_device_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(InvalidInputError, match="device is an empty list"):
+        Encoder(encoder.checkpoint, device=())
+
+
+@pytest.mark.slow
+def test_compiled_network_is_the_same(encoder: Encoder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its parts
+        compiled = Encoder(encoder.checkpoint, device="cpu", dtype="float32", compile=True)
+        for texts in (SENTENCES[:3], SENTENCES[3:], SENTENCES):
+            assert compiled.documents(texts).flat == pytest.approx(encoder.documents(texts).flat, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_gpu_agrees_with_the_cpu(encoder: Encoder) -> None:
+    on_gpu = Encoder(encoder.checkpoint, device="cuda", dtype="float32")
+    assert on_gpu.documents(SENTENCES).flat == pytest.approx(encoder.documents(SENTENCES).flat, abs=1e-3)
+    assert on_gpu.queries(SENTENCES).flat == pytest.approx(encoder.queries(SENTENCES).flat, abs=1e-3)

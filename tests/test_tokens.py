@@ -1,230 +1,253 @@
 from __future__ import annotations
 
 import json
-import random
 import string
-import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jacolbert_rag import CheckpointError, EncoderConfig, InvalidInputError
-from jacolbert_rag.encode.tokens import (
-    MASK,
-    SEP,
-    UNK,
-    JapaneseTokenizer,
-    WordSegmenter,
-    clean,
-    padded_query_length,
-)
-from tests.conftest import SENTENCES, tiny_vocab
+from jacolbert_rag import CheckpointError, EncoderConfig
+from jacolbert_rag.encode.files import resolve_folder
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
+from jacolbert_rag.encode.words import UNK, JapaneseWordPiece
+from tests.conftest import SENTENCES, tiny_vocab, write_fast_tokenizer
 
 CONFIG = EncoderConfig(dim=16, document_length=64, max_positions=128)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> JapaneseTokenizer:
-    return JapaneseTokenizer(tiny_vocab(), CONFIG)
+def make(**changes: object) -> Tokenizer:
+    return Tokenizer(JapaneseWordPiece(tiny_vocab()), replace(CONFIG, **changes))
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: Path):
-    from transformers import BertJapaneseTokenizer
-
-    return BertJapaneseTokenizer.from_pretrained(str(tiny_model))
+def tokenizer() -> Tokenizer:
+    return make()
 
 
-@pytest.mark.parametrize(
-    ("n", "length"),
-    # The table of arXiv 2407.20750, section 3.5, as its rule gives it.
-    [
-        (3, 32),
-        (8, 32),
-        (24, 32),
-        (25, 33),
-        (26, 34),
-        (31, 39),
-        (32, 40),
-        (33, 64),
-        (40, 64),
-        (41, 64),
-        (56, 64),
-        (57, 65),
-        (64, 72),
-    ],
-)
-def test_paper_rule(n: int, length: int) -> None:
-    assert padded_query_length(n, "paper") == length
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = write_fast_tokenizer(tmp_path_factory.mktemp("fast"))
+    return Tokenizer(load_subwords(folder), CONFIG)
 
 
-def test_fixed_rule() -> None:
-    assert padded_query_length(5, "fixed:32") == 32
-    assert padded_query_length(50, "fixed:32") == 32
+@pytest.fixture(params=["japanese", "fast"])
+def any_tokenizer(request: pytest.FixtureRequest, tokenizer: Tokenizer, fast: Tokenizer) -> Tokenizer:
+    return tokenizer if request.param == "japanese" else fast
 
 
-@pytest.mark.parametrize(
-    ("raw", "cleaned"),
-    [
-        ("ＡＢＣ１２３", "ABC123"),
-        ("ｻｰﾊﾞｰ", "サーバー"),
-        ("㍿", "株式会社"),
-        ("東\0京", "東京"),
-        ("一行\r\n二行", "一行  二行"),
-        ("頁\x0c次頁", "頁 次頁"),
-        ("前\ud800後", "前後"),
-        ("𠮷野家", "𠮷野家"),
-        ("\x1b[31m赤", "[31m赤"),
-    ],
-)
-def test_clean(raw: str, cleaned: str) -> None:
-    assert clean(raw) == cleaned
-
-
-def _fuzz(n: int) -> list[str]:
-    rng = random.Random(7)
-    pieces = [
-        "東京", "ｻｰﾊﾞｰ", "サーバ", "々", "ー", "𠮷", "髙", "㌔", "①", "½", "か゛", "\u3000", " ", "\n", "\t",
-        "！？", "。",
-        "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é", "e\u0301",
-        "한국", "\u200b", "\ufeff", "…",
-        *string.punctuation,
-    ]  # fmt: skip
-    return ["".join(rng.choices([*pieces, *"".join(SENTENCES)], k=rng.randint(1, 40))) for _ in range(n)]
-
-
-def test_ids_equal_the_reference_tokenizer(tokenizer: JapaneseTokenizer, reference) -> None:
-    texts = [*SENTENCES, *_fuzz(2000)]
-    expected = reference([clean(text) for text in texts], add_special_tokens=False)["input_ids"]
-    differing = [text for text, ids in zip(texts, expected, strict=True) if tokenizer.word_ids(text) != ids]
-    # The reference turns these literals into special tokens; the fuzz makes none of them.
-    assert not differing
-
-
-def test_ids_equal_the_reference_tokenizer_on_real_text(shared_data: Path) -> None:
-    import gzip
-
-    from transformers import BertJapaneseTokenizer
-
-    from jacolbert_rag.encode.checkpoint import resolve_folder
-
-    folder = resolve_folder("default")
-    ours = JapaneseTokenizer.from_folder(folder, EncoderConfig())
-    theirs = BertJapaneseTokenizer.from_pretrained(str(folder))
-    with gzip.open(shared_data / "jaquad" / "corpus.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts = [json.loads(next(file))["text"] for _ in range(500)]
-    expected = theirs([clean(text) for text in texts], add_special_tokens=False)["input_ids"]
-    assert [ours.word_ids(text) for text in texts] == expected
-
-
-def test_literal_special_tokens_are_text(tokenizer: JapaneseTokenizer) -> None:
-    specials = {tokenizer.vocab[t] for t in ("[SEP]", "[MASK]", "[CLS]", "[PAD]", "[unused0]", "[unused1]")}
-    assert not specials & set(tokenizer.word_ids("[SEP]富士山[MASK][CLS][PAD][unused0][unused1]"))
-
-
-def test_document_layout(tokenizer: JapaneseTokenizer) -> None:
+def test_document_layout(any_tokenizer: Tokenizer) -> None:
+    tokenizer = any_tokenizer
     batch = tokenizer.documents(["富士山は高い", "湖"])
     first = batch.ids[: batch.offsets[1]]
-    assert list(first[:2]) == [tokenizer.cls_id, tokenizer.document_marker_id]
-    assert first[-1] == tokenizer.sep_id
+    assert list(first[:2]) == [*tokenizer.special.prefix, tokenizer.document_marker_id]
+    assert (first[-1],) == tokenizer.special.suffix
     assert list(first[2:-1]) == tokenizer.word_ids("富士山は高い")
     assert list(batch.n_attended) == list(batch.lengths)
 
 
-def test_query_layout(tokenizer: JapaneseTokenizer) -> None:
+def test_query_layout(any_tokenizer: Tokenizer) -> None:
+    tokenizer = any_tokenizer
     batch = tokenizer.queries(["湖はどこ？"])
     n = int(batch.n_attended[0])
-    assert list(batch.ids[:2]) == [tokenizer.cls_id, tokenizer.query_marker_id]
-    assert batch.ids[n - 1] == tokenizer.sep_id
+    assert list(batch.ids[:2]) == [*tokenizer.special.prefix, tokenizer.query_marker_id]
+    assert (batch.ids[n - 1],) == tokenizer.special.suffix
     assert len(batch.ids) == 32
-    assert set(batch.ids[n:]) == {tokenizer.mask_id}
+    assert set(batch.ids[n:]) == {tokenizer.special.mask}
 
 
-def test_document_is_cut_and_counted(tokenizer: JapaneseTokenizer) -> None:
-    batch = tokenizer.documents(["湖" * 10, "富士山、" * 300])
+def test_masks_that_are_attended_to() -> None:
+    batch = make(attend_to_mask_tokens=True).queries(["湖はどこ？"])
+    assert batch.n_attended[0] == batch.lengths[0] == 32
+
+
+def test_document_is_cut_and_counted(any_tokenizer: Tokenizer) -> None:
+    batch = any_tokenizer.documents(["湖" * 10, "富士山、" * 300])
     assert batch.lengths[1] == 64
     assert batch.n_cut[0] == 0
     assert batch.n_cut[1] > 0
-    assert batch.ids[-1] == tokenizer.sep_id
+    assert (batch.ids[-1],) == any_tokenizer.special.suffix
 
 
-def test_query_keeps_room_for_eight_masks(tokenizer: JapaneseTokenizer) -> None:
-    batch = tokenizer.queries(["富士山、" * 300])
+def test_query_keeps_room_for_eight_masks(any_tokenizer: Tokenizer) -> None:
+    batch = any_tokenizer.queries(["富士山、" * 300])
     assert batch.lengths[0] == 128
     assert batch.n_attended[0] == 120
     assert batch.n_cut[0] > 0
 
 
-def test_megabyte_is_read_only_as_far_as_needed(tokenizer: JapaneseTokenizer) -> None:
+@pytest.mark.parametrize(
+    ("rule", "attended", "length"),
+    [("fixed(32)", 32, 32), ("plus(10)", 118, 128), ("none", 128, 128), ("jqara", 120, 128)],
+)
+def test_where_each_rule_cuts(rule: str, attended: int, length: int) -> None:
+    batch = make(query_length=rule).queries(["富士山、" * 300])
+    assert (batch.n_attended[0], batch.lengths[0]) == (attended, length)
+    assert batch.n_cut[0] > 0
+
+
+def test_budget_is_what_fits(any_tokenizer: Tokenizer) -> None:
+    assert any_tokenizer.document_budget == 61
+    assert make(document_marker="").document_budget == 62
+    prompted = make(document_prompt="日本の: ")
+    assert prompted.document_budget == 61 - len(prompted.word_ids("日本の: ")) < 61
+
+
+def test_megabyte_is_read_only_as_far_as_needed(tokenizer: Tokenizer) -> None:
     batch = tokenizer.documents(["琵琶湖は広い。" * 150_000])
     assert batch.lengths[0] == 64
     assert batch.n_cut[0] > 0
 
 
+def test_long_blank_before_the_text_does_not_hide_it(tokenizer: Tokenizer) -> None:
+    batch = tokenizer.documents(["富士山は高い", " " * 50_000 + "富士山は高い"])
+    assert list(batch.ids[: batch.offsets[1]]) == list(batch.ids[batch.offsets[1] :])
+    assert list(batch.n_cut) == [0, 0]
+
+
+def test_head_of_a_long_text_reads_as_the_whole(tokenizer: Tokenizer) -> None:
+    text = "".join(SENTENCES) * 30
+    assert list(tokenizer.documents([text]).ids[2:-1]) == tokenizer.word_ids(text)[:61]
+
+
+def test_dot_mode_is_colbert_ai_before_0_2_21() -> None:
+    # It reads ". " and the text, and writes the marker over the full stop.
+    dot, insert = make(marker_mode="dot"), make()
+    text = "富士山は高い"
+    expected = [*dot.special.prefix, *dot.word_ids(". " + text), *dot.special.suffix]
+    expected[1] = dot.document_marker_id
+    assert list(dot.documents([text]).ids) == expected
+    assert list(insert.documents([text]).ids) == expected  # most texts read alike
+    assert make(marker_mode="dot", document_length=20).documents(["富士山、" * 300]).lengths[0] == 20
+
+
+def test_prompt_is_read_before_the_text() -> None:
+    batch = make(query_prompt="質問: ").queries(["湖はどこ？"])
+    own = make().word_ids("質問: 湖はどこ？")
+    assert list(batch.ids[2 : 2 + len(own)]) == own
+
+
+def test_without_markers() -> None:
+    tokenizer = make(query_marker="", document_marker="")
+    batch = tokenizer.documents(["富士山"])
+    assert list(batch.ids) == [
+        *tokenizer.special.prefix,
+        *tokenizer.word_ids("富士山"),
+        *tokenizer.special.suffix,
+    ]
+
+
+@pytest.mark.parametrize("mode", ["insert", "dot"])
+@pytest.mark.parametrize("prompt", ["", "文書: "])
+def test_spans_go_with_ids(mode: str, prompt: str) -> None:
+    tokenizer = make(marker_mode=mode, document_prompt=prompt, query_prompt=prompt)
+    for text in [*SENTENCES, "ｻｰﾊﾞｰを㌔で", "富士山、" * 300]:
+        for batch, spans in (
+            (tokenizer.documents([text]), tokenizer.document_spans(text)),
+            (tokenizer.queries([text]), tokenizer.query_spans(text)),
+        ):
+            assert spans.shape == (len(batch.ids), 2)
+            assert tuple(spans[0]) == tuple(spans[1]) == tuple(spans[-1]) == (-1, -1)
+            own = spans[spans[:, 0] >= 0]
+            assert (own[:, 1] > own[:, 0]).all()
+            covered = "".join(text[a:b] for a, b in dict.fromkeys(map(tuple, own.tolist())))
+            assert clean(text).replace(" ", "").startswith(clean(covered).replace(" ", "")[:50])
+
+
+def test_spans_of_a_fast_tokenizer_are_of_the_raw_text(fast: Tokenizer) -> None:
+    text = "東\0京は Ｔｏｋｙｏ\ud800 と呼ぶ🙂。"
+    spans = fast.document_spans(text)
+    assert len(spans) == len(fast.documents([text]).ids)
+    covered = set()
+    for start, end in spans[spans[:, 0] >= 0]:
+        covered.update(range(start, end))
+    assert {i for i, c in enumerate(text) if c not in "\0\ud800 "} <= covered
+
+
+def test_fast_tokenizer_takes_special_tokens_as_text(fast: Tokenizer) -> None:
+    specials = {fast.vocab[t] for t in ("[SEP]", "[MASK]", "[CLS]", "[PAD]")}
+    assert not specials & set(fast.word_ids("[SEP]富士山[MASK][CLS][PAD]"))
+
+
 def test_skiplist_is_ascii_punctuation_without_unk() -> None:
     vocab = [token for token in tiny_vocab() if token != "`"]
-    tokenizer = JapaneseTokenizer(vocab, CONFIG)
+    tokenizer = Tokenizer(JapaneseWordPiece(vocab), CONFIG)
     skipped = tokenizer.skiplist()
     assert len(skipped) == len(string.punctuation) - 1
     assert tokenizer.vocab[UNK] not in skipped
+    assert tokenizer.skiplist_collisions() == ("`",)
     # Full-width punctuation is folded to ASCII and skipped; Japanese punctuation is not.
     assert set(tokenizer.word_ids("！？（）")) <= skipped
     assert not set(tokenizer.word_ids("、。「」")) & skipped
 
 
-def test_word_of_over_100_characters_is_unknown(tokenizer: JapaneseTokenizer) -> None:
-    assert tokenizer._wordpiece("a" * 101) == (tokenizer.unk_id,)
-    assert len(tokenizer._wordpiece("a" * 100)) == 100
+def test_unknown_tokens_are_skipped_where_that_is_asked_for() -> None:
+    tokenizer = make(skip_unknown=True)
+    assert tokenizer.vocab[UNK] in tokenizer.skiplist()
+    ids = np.array([tokenizer.special.unk, 9], dtype=np.int32)
+    assert list(tokenizer.kept(ids)) == [False, True]
 
 
 def test_vocabulary_without_a_marker_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"lacks \[unused1\].*same checkpoint"):
-        JapaneseTokenizer([t for t in tiny_vocab() if t != "[unused1]"], CONFIG)
+    with pytest.raises(CheckpointError, match=r"lacks '\[unused1\]'.*same checkpoint"):
+        Tokenizer(JapaneseWordPiece([t for t in tiny_vocab() if t != "[unused1]"]), CONFIG)
 
 
-def test_other_tokenizer_class_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "vocab.txt").write_bytes((tiny_model / "vocab.txt").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
-    with pytest.raises(CheckpointError, match="BertJapaneseTokenizer"):
-        JapaneseTokenizer.from_folder(tmp_path, CONFIG)
+def write_vocab(folder: Path, settings: dict[str, object]) -> Path:
+    (folder / "vocab.txt").write_text("\n".join(tiny_vocab()) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
-def test_threads_give_the_same_ids(tokenizer: JapaneseTokenizer) -> None:
-    expected = [tokenizer.word_ids(text) for text in SENTENCES]
-    results: list[list[list[int]]] = []
-    threads = [
-        threading.Thread(target=lambda: results.append([tokenizer.word_ids(t) for t in SENTENCES]))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [expected] * 8
+JAPANESE = {
+    "tokenizer_class": "BertJapaneseTokenizer",
+    "word_tokenizer_type": "mecab",
+    "subword_tokenizer_type": "wordpiece",
+    "mecab_kwargs": {"mecab_dic": "unidic_lite"},
+}
 
 
-def test_words() -> None:
-    assert WordSegmenter().words("東京都に行く") == ["東京", "都", "に", "行く"]
+@pytest.mark.parametrize("name", [None, "BertTokenizer", "BertTokenizerFast"])
+def test_japanese_vocabulary_under_another_class_is_refused(tmp_path: Path, name: str | None) -> None:
+    write_vocab(tmp_path, {"tokenizer_class": name} if name else {"do_lower_case": False})
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json.*kanji.*BertJapaneseTokenizer"):
+        load_subwords(tmp_path)
 
 
-@pytest.mark.parametrize("rule", ["fixed:3", "fixed:0", "papers", "fixed:129", ""])
-def test_unknown_query_length_is_refused(rule: str) -> None:
-    with pytest.raises(InvalidInputError, match="query_length must be 'paper', or 'fixed:N'"):
-        EncoderConfig(query_length=rule, max_positions=128, document_length=64)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"word_tokenizer_type": "basic"},
+        {"subword_tokenizer_type": "character"},
+        {"mecab_kwargs": {"mecab_dic": "ipadic"}},
+        {"mecab_kwargs": {"mecab_dic": "unidic_lite", "mecab_option": "-Oyomi"}},
+    ],
+)
+def test_other_japanese_settings_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    write_vocab(tmp_path, JAPANESE | changes)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for .*expected .*unidic_lite"):
+        load_subwords(tmp_path)
+
+
+def test_added_tokens_have_ids_and_text_never_becomes_one(tmp_path: Path) -> None:
+    n = len(tiny_vocab())
+    write_vocab(tmp_path, JAPANESE | {"added_tokens_decoder": {str(n): {"content": "[Q] "}}})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[D] ": n + 1}))
+    subwords = load_subwords(tmp_path)
+    assert (subwords.vocab["[Q] "], subwords.vocab["[D] "]) == (n, n + 1)
+    assert not {n, n + 1} & set(subwords.ids("[Q] 富士山 [D] "))
+
+
+def test_folder_without_a_tokenizer_names_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no tokenizer.*tokenizer="):
+        load_subwords(tmp_path)
 
 
 def test_special_ids_of_the_bundled_model() -> None:
-    from jacolbert_rag.encode.checkpoint import resolve_folder
-
-    tokenizer = JapaneseTokenizer.from_folder(resolve_folder("default"), EncoderConfig())
-    assert [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    tokenizer = Tokenizer(load_subwords(resolve_folder("default")), EncoderConfig())
+    special = tokenizer.special
+    assert (special.pad, special.unk, special.prefix, special.suffix, special.mask) == (0, 1, (2,), (3,), 4)
     assert (tokenizer.query_marker_id, tokenizer.document_marker_id) == (5, 6)
     assert len(tokenizer.skiplist()) == 32
-    assert np.all([tokenizer.vocab[t] is not None for t in (MASK, SEP)])

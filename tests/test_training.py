@@ -247,7 +247,7 @@ def test_distillation_learns_the_order_of_a_teacher(backbone: Path, tmp_path: Pa
     args = ["--base", backbone, "--data", tmp_path / "scored.jsonl", "--out", tmp_path / "model", "--dim", 16]
     args += ["--batch", 4, "--steps", 300, "--learning-rate", 0.003, "--optimizer", optimizer]
     command(distill.main, *args)
-    retriever = JaColBERTRetriever.from_pretrained(tmp_path / "model", query_length="fixed:32")
+    retriever = JaColBERTRetriever.from_pretrained(tmp_path / "model", query_length="fixed(32)")
     for row in rows:
         hits = retriever.rerank(row["query"], row["passages"])
         best = row["passages"][int(np.argmax(row["scores"]))]

@@ -28,9 +28,10 @@ from torch.optim import Optimizer
 
 from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.datatypes import TokenBatch
-from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.model import ColBERT
-from jacolbert_rag.encode.tokens import JapaneseTokenizer
+from jacolbert_rag.encode import checkpoint, formats
+from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
+from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone, with_plain_names
+from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from jacolbert_rag.index.maxsim import maxsim_padded
 from training.losses import contrastive_loss, distillation_loss
 from training.state import load_state, save_state
@@ -63,7 +64,7 @@ def main(
     dim: int = 128,
     document_length: Annotated[int, typer.Option(help="tokens read of a passage, at inference")] = 300,
     train_document_length: Annotated[int, typer.Option(help="tokens read in training")] = 256,
-    query_length: Annotated[str, typer.Option(help="rule of query augmentation in training")] = "fixed:32",
+    query_length: Annotated[str, typer.Option(help="rule of query augmentation in training")] = "fixed(32)",
     batch: Annotated[int, typer.Option(help="queries of a step")] = 32,
     steps: int = 1_000,
     learning_rate: float = 3e-4,
@@ -76,7 +77,7 @@ def main(
     seed: int = 12345,
 ) -> None:
     """Train a ColBERT."""
-    if (out / checkpoint.WEIGHTS_FILE).exists():
+    if (out / WEIGHTS_FILE).exists():
         console.print(f"{out} is finished: nothing to do.")
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def main(
     model, tokenizer = start(base, dim, document_length)
     model.to(device).train()
     config = replace(tokenizer.config, document_length=train_document_length, query_length=query_length)
-    reader = JapaneseTokenizer(list(tokenizer.vocab), config)
+    reader = Tokenizer(tokenizer.subwords, config)
     examples = read_examples(data, limit)
     sources = by_source(examples)
     counts = ", ".join(f"{name} {len(rows):,}" for name, rows in sources.items())
@@ -136,20 +137,30 @@ def main(
     console.print(f"ColBERT written to {out}.")
 
 
-def start(base: Path, dim: int, document_length: int) -> tuple[ColBERT, JapaneseTokenizer]:
+def start(base: Path, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
     """The network and tokenizer to train: of a ColBERT, or a backbone under a new projection."""
-    weights = checkpoint.read_weights(base)
-    backbone = checkpoint.read_backbone_config(base)
-    backbone.hidden_dropout_prob = backbone.attention_probs_dropout_prob = 0.0
-    config = EncoderConfig(
-        dim=dim, document_length=document_length, max_positions=backbone.max_position_embeddings
+    if (base / formats.MODULES_FILE).is_file() or formats.PROJECTION in read_weights(base):
+        loaded = checkpoint.load(base, overrides={"document_length": document_length})
+        if loaded.config.dim != dim:
+            raise ValueError(f"{base} projects to {loaded.config.dim} dimensions, not {dim}. Pass --dim.")
+        return without_dropout(loaded.model), loaded.tokenizer
+    config = checkpoint.read_backbone_config(base)
+    backbone = load_backbone(config, with_plain_names(read_weights(base), "bert"))
+    projection = Dense(config.hidden_size, dim)
+    nn.init.orthogonal_(projection.linear.weight)  # keeps the distances as well as dim allows
+    model = ColBERT(backbone, [projection])
+    settings = EncoderConfig(
+        dim=dim, document_length=document_length, max_positions=config.max_position_embeddings
     )
-    model = ColBERT(backbone, dim)
-    nn.init.orthogonal_(model.linear.weight)  # keeps the backbone's distances as well as dim allows
-    missing, _ = model.load_state_dict(weights, strict=False)
-    if set(missing) - {checkpoint.PROJECTION}:
-        raise ValueError(f"{base} lacks weights of the backbone: {', '.join(missing[:3])}.")
-    return model, JapaneseTokenizer.from_folder(base, config)
+    return without_dropout(model), Tokenizer(load_subwords(base), settings)
+
+
+def without_dropout(model: ColBERT) -> ColBERT:
+    """The network, whose dropout layers let everything through."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def read_examples(paths: list[Path], limit: int | None) -> list[Example]:
@@ -196,13 +207,15 @@ def pick(sources: dict[str, list[Example]], step: int, batch: int, seed: int) ->
 
 
 def batch_loss(
-    model: ColBERT, tokenizer: JapaneseTokenizer, examples: list[Example], temperature: float, device: str
+    model: ColBERT, tokenizer: Tokenizer, examples: list[Example], temperature: float, device: str
 ) -> Tensor:
     """Loss of one batch: distillation where a teacher scored it, in-batch contrast where none did."""
-    queries, asked = embed(model, tokenizer.queries([e.query for e in examples]), tokenizer.pad_id, device)
+    queries, asked = embed(
+        model, tokenizer.queries([e.query for e in examples]), tokenizer.special.pad, device
+    )
     passages = [p for e in examples for p in e.passages]
     batch = tokenizer.documents(passages)
-    documents, kept = embed(model, batch, tokenizer.pad_id, device, skipped=tokenizer.skiplist())
+    documents, kept = embed(model, batch, tokenizer.special.pad, device, skipped=tokenizer.skiplist())
     scores = maxsim_padded(queries, asked, documents, kept)
     first = np.cumsum([0, *(len(e.passages) for e in examples)])
     if examples[0].scores is not None:

@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.tokens import CLS, MASK, PAD, SEP, UNK, JapaneseTokenizer, WordSegmenter, clean
+from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.state import load_state, save_state
 
@@ -63,7 +64,7 @@ def main(
     seed: int = 12345,
 ) -> None:
     """Learn a vocabulary and a backbone from text."""
-    if (out / checkpoint.WEIGHTS_FILE).exists():
+    if (out / WEIGHTS_FILE).exists():
         console.print(f"{out} is finished: nothing to do.")
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -161,9 +162,9 @@ def tokenize(
 ) -> npt.NDArray[np.uint16]:
     """(n_tokens,) ids of all paragraphs, shuffled, each closed by [SEP]."""
     if not path.exists():
-        tokenizer = JapaneseTokenizer(vocab, EncoderConfig())
+        subwords = JapaneseWordPiece(vocab)
         rows = [
-            np.array([*tokenizer.word_ids(line), tokenizer.sep_id], dtype=np.uint16)
+            np.array([*subwords.ids(line), *subwords.special.suffix], dtype=np.uint16)
             for line in paragraphs("tokens")
         ]
         order = np.random.default_rng(seed).permutation(len(rows))
@@ -241,12 +242,12 @@ def schedule(progress: float, warmup: float) -> float:
 
 def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> None:
     """Write `bert.*` weights, config.json and the tokenizer's files."""
-    checkpoint.write_tokenizer(folder, vocab)
-    (folder / checkpoint.CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
+    checkpoint.write_japanese_tokenizer(folder, JapaneseWordPiece(vocab))
+    (folder / CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
     tensors = {f"bert.{k}": v.contiguous() for k, v in model.bert.state_dict().items()}
     # Last and whole: a folder that has weights is finished.
-    save_file(tensors, folder / f".{checkpoint.WEIGHTS_FILE}")
-    (folder / f".{checkpoint.WEIGHTS_FILE}").rename(folder / checkpoint.WEIGHTS_FILE)
+    save_file(tensors, folder / f".{WEIGHTS_FILE}")
+    (folder / f".{WEIGHTS_FILE}").rename(folder / WEIGHTS_FILE)
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[str]:

@@ -1,46 +1,60 @@
-"""Reads and writes ColBERT checkpoints in Stanford's HF_ColBERT format."""
+"""A ColBERT checkpoint, loaded: network, tokenizer, and every setting with where it comes from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import dataclass, replace
-from importlib.resources import files
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
-from torch import Tensor
-from transformers import BertConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from jacolbert_rag.config import EncoderConfig
-from jacolbert_rag.encode.model import ColBERT
-from jacolbert_rag.encode.tokens import (
-    CLS,
-    MASK,
-    PAD,
-    SEP,
-    TOKENIZER_CLASS,
-    TOKENIZER_CONFIG_FILE,
-    UNK,
-    VOCAB_FILE,
-    JapaneseTokenizer,
+from jacolbert_rag.config import EncoderConfig, EncoderOverrides
+from jacolbert_rag.encode import formats
+from jacolbert_rag.encode.fast import FastSubwords
+from jacolbert_rag.encode.files import (
+    CONFIG_FILE,
+    DEFAULT_MODEL,
+    WEIGHTS_FILE,
+    has_weights,
+    read_json,
+    resolve_folder,
+    write_json,
 )
-from jacolbert_rag.errors import CheckpointError
+from jacolbert_rag.encode.formats import Found
+from jacolbert_rag.encode.model import ColBERT, WeightsMismatchError, load_backbone, with_plain_names
+from jacolbert_rag.encode.tokens import (
+    ADDED_TOKENS_FILE,
+    JAPANESE_CLASS,
+    TOKENIZER_CONFIG_FILE,
+    VOCAB_FILE,
+    Tokenizer,
+    has_tokenizer,
+    load_subwords,
+)
+from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece
+from jacolbert_rag.errors import CheckpointError, CheckpointWarning
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-METADATA_FILE = "artifact.metadata"
-ARCHITECTURE = "HF_ColBERT"
-PROJECTION = "linear.weight"
-CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE, VOCAB_FILE, TOKENIZER_CONFIG_FILE)
+# What of a backbone's configuration changes its output, beside the shapes of its weights.
+_ARCHITECTURE_KEYS = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "hidden_activation",
+    "layer_norm_eps", "norm_eps", "position_embedding_type", "global_attn_every_n_layers", "local_attention",
+    "rope_theta", "rope_parameters", "layer_types",
+)  # fmt: skip
 
-DEFAULT_MODEL = "default"
-"""The name that an index stores for the bundled checkpoint, which moves with the package."""
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint was asked from; another process can load the same one."""
+
+    name: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    cache_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,23 +63,43 @@ class Checkpoint:
 
     Attributes:
         name: what the user named it: "default", a folder, or a hub id.
+        format: "HF_ColBERT" or "sentence-transformers".
+        folder: where its files are.
+        tokenizer_folder: where its tokenizer's files are.
+        model: the network, float32, on the CPU.
+        tokenizer: what the network reads of a text.
+        config: every setting, resolved.
+        sources: for each field of `config`, who said so: "caller", a file's name, or "default".
+        source: what loads it again.
         fingerprint: 32 hex digits over the weights, the vocabulary and the settings that change
-            embeddings of documents. An index made with one fingerprint refuses another.
+            embeddings of documents. An index made with one fingerprint refuses another. The same model
+            in another format or cut into shards has the same one.
     """
 
     name: str
+    format: formats.Format
+    folder: Path
+    tokenizer_folder: Path
     model: ColBERT
-    tokenizer: JapaneseTokenizer
+    tokenizer: Tokenizer
     config: EncoderConfig
+    sources: Mapping[str, str]
+    source: Source
     fingerprint: str
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a folder that this library and others read; see `save`."""
+        save(Path(folder), self.model, self.tokenizer, dtype=dtype)
 
 
 def load(
-    name: str | None = None,
+    name: str | Path | None = None,
     *,
     revision: str | None = None,
-    query_length: str | None = None,
-    document_length: int | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: EncoderOverrides | None = None,
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -74,90 +108,128 @@ def load(
             folder and the bundled model never touch the network; a hub id does when its files are
             not in the local cache.
         revision: branch, tag or commit of a hub id.
-        query_length: overrides the rule; see `EncoderConfig.query_length`.
-        document_length: overrides the checkpoint's document length, in tokens.
+        token: the hub's access token; True takes the one that the user logged in with.
+        cache_dir: the hub's cache, in place of its usual folder.
+        tokenizer: folder or hub id that has the tokenizer, and artifact.metadata, of a checkpoint that has
+            none of its own, as intermediate checkpoints of a training.
+        overrides: settings in place of the checkpoint's.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or not a ColBERT's.
+        InvalidInputError: a setting is out of range.
+
+    Warns:
+        CheckpointWarning: a symbol of the skiplist is not in the vocabulary.
     """
     name = str(name) if name is not None else DEFAULT_MODEL
-    folder = resolve_folder(name, revision=revision)
-    backbone = read_backbone_config(folder)
-    metadata = _read_json(folder / METADATA_FILE, folder)
-    weights = read_weights(folder)
-    if PROJECTION not in weights:
+    folder = resolve_folder(
+        name, revision=revision, token=token, cache_dir=cache_dir, is_complete=_is_complete
+    )
+    named = None
+    if tokenizer is not None:
+        named = resolve_folder(str(tokenizer), token=token, cache_dir=cache_dir, is_complete=has_tokenizer)
+    found = formats.read(folder, metadata_folder=named)
+    model = _network(found)
+    tokenizer_folder = named or _tokenizer_folder(found, folder)
+    subwords = load_subwords(tokenizer_folder)
+    embedded = model.backbone.get_input_embeddings()
+    assert isinstance(embedded, torch.nn.Embedding)
+    n_embedded = embedded.num_embeddings
+    highest = max(subwords.vocab.values())
+    if highest >= n_embedded:
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} has no {PROJECTION} (it holds {len(weights)} tensors): this is a "
-            "plain language model, or a ColBERT that lost its projection. Without it the scores would "
-            "be wrong, so load the full ColBERT checkpoint, or train one with training.distill."
+            f"The tokenizer of {tokenizer_folder} has ids up to {highest}, but the weights embed "
+            f"{n_embedded} tokens. Take both from the same checkpoint."
         )
-    config = _resolve(metadata, backbone, weights[PROJECTION])
-    if query_length is not None:
-        config = replace(config, query_length=query_length)
-    if document_length is not None:
-        config = replace(config, document_length=document_length)
-    tokenizer = JapaneseTokenizer.from_folder(folder, config)
-    if len(tokenizer.vocab) > backbone.vocab_size:
-        raise CheckpointError(
-            f"{folder / VOCAB_FILE} has {len(tokenizer.vocab)} tokens, but the weights embed "
-            f"{backbone.vocab_size}. Take both files from the same checkpoint."
-        )
-    model = ColBERT(backbone, config.dim)
-    _fill(model, weights, folder)
+    config, sources = resolve(overrides or {}, found.settings, _model_facts(model, found))
+    reader = Tokenizer(subwords, config)
+    if not config.skip_unknown and "skip_unknown" not in (overrides or {}):
+        _warn_of_collisions(reader, name)
     if name != DEFAULT_MODEL and Path(name).expanduser().is_dir():
         name = str(folder.resolve())  # an index remembers it, and may be opened from elsewhere
-    return Checkpoint(name, model.eval(), tokenizer, config, _fingerprint(folder, config))
+    return Checkpoint(
+        name=name,
+        format=found.format,
+        folder=folder,
+        tokenizer_folder=tokenizer_folder,
+        model=model.eval(),
+        tokenizer=reader,
+        config=config,
+        sources=sources,
+        source=Source(
+            name=name,
+            revision=revision,
+            tokenizer=_absolute(tokenizer),
+            cache_dir=str(cache_dir) if cache_dir is not None else None,
+        ),
+        fingerprint=_fingerprint(model, reader),
+    )
 
 
-def save(folder: Path, model: ColBERT, tokenizer: JapaneseTokenizer, *, dtype: torch.dtype) -> None:
-    """Write a folder that this library, colbert-ai, PyLate and sentence-transformers (>= 6) read.
+def resolve(
+    caller: EncoderOverrides, checkpoint: Mapping[str, tuple[Any, str]], model: Mapping[str, Any]
+) -> tuple[EncoderConfig, dict[str, str]]:
+    """Every setting: the caller's, else the checkpoint's, else the default.
+
+    Args:
+        caller: what the user asks for; a value of None is no wish.
+        checkpoint: setting -> (value, the file that states it).
+        model: what the weights themselves say, which nobody can override.
+
+    Returns:
+        The settings, and for each of them "caller", a file's name, "weights" or "default".
+
+    Raises:
+        InvalidInputError: a setting is unknown or out of range.
+    """
+    wishes = {key: value for key, value in caller.items() if value is not None}
+    stated = {key: value for key, (value, _) in checkpoint.items()}
+    default = EncoderConfig().to_json()
+    # Where nobody says how long a document may be, no longer than the model reads.
+    default["document_length"] = min(default["document_length"], model["max_positions"])
+    config = EncoderConfig.from_json({**default, **stated, **wishes, **model})
+    sources = {}
+    for setting in (f.name for f in fields(EncoderConfig)):
+        if setting in model:
+            sources[setting] = "weights"
+        elif setting in wishes:
+            sources[setting] = "caller"
+        else:
+            sources[setting] = checkpoint[setting][1] if setting in checkpoint else "default"
+    return config, sources
+
+
+def save(folder: Path, model: ColBERT, tokenizer: Tokenizer, *, dtype: torch.dtype) -> None:
+    """Write a checkpoint that this library, PyLate and sentence-transformers (>= 6) read.
+
+    colbert-ai reads it as well where the backbone is a BERT under one plain projection.
 
     Args:
         folder: made where it is missing; files of the same names are replaced.
-        model: its weights are written as `bert.*` and `linear.weight`.
+        model: its weights.
         tokenizer: its vocabulary and settings.
         dtype: of the weights on disk; float16 halves the folder and is read back as float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = model.config.to_dict()
-    backbone.pop("_name_or_path", None)
-    # "dtype" float32 makes loaders that honour it widen float16 weights, as this one does.
-    backbone.update(architectures=[ARCHITECTURE], model_type="bert", dtype="float32")
-    _write_json(folder / CONFIG_FILE, backbone)
-    write_tokenizer(folder, list(tokenizer.vocab))
-    config = tokenizer.config
-    _write_json(
-        folder / METADATA_FILE,
-        {
-            "query_token_id": config.query_marker,
-            "doc_token_id": config.document_marker,
-            "query_token": "[Q]",
-            "doc_token": "[D]",
-            "query_maxlen": 32,
-            "doc_maxlen": config.document_length,
-            "dim": config.dim,
-            "similarity": "cosine",
-            "interaction": "colbert",
-            "attend_to_mask_tokens": config.attend_to_mask_tokens,
-            "mask_punctuation": config.mask_punctuation,
-            "cap_padding": 0,
-        },
-    )
-    # The weights come last and whole, so a folder that has them is finished.
-    tensors = {key: value.detach().to(dtype).contiguous() for key, value in model.state_dict().items()}
-    # Not save_file, whose files only their owner may read.
-    (folder / f".{WEIGHTS_FILE}").write_bytes(serialize(tensors, metadata={"format": "pt"}))
-    os.replace(folder / f".{WEIGHTS_FILE}", folder / WEIGHTS_FILE)
+    if isinstance(tokenizer.subwords, JapaneseWordPiece):
+        write_japanese_tokenizer(folder, tokenizer.subwords)
+    elif isinstance(tokenizer.subwords, FastSubwords):
+        tokenizer.subwords.save(folder)
+    formats.write(folder, model, tokenizer.config, dtype=dtype)
 
 
-def write_tokenizer(folder: Path, vocab: list[str]) -> None:
+def write_japanese_tokenizer(folder: Path, subwords: JapaneseWordPiece) -> None:
     """Write vocab.txt and the settings of a BertJapaneseTokenizer over MeCab and unidic-lite."""
-    (folder / VOCAB_FILE).write_text("\n".join(vocab) + "\n", encoding="utf-8")
-    _write_json(
+    (folder / VOCAB_FILE).write_text("\n".join(subwords.tokens) + "\n", encoding="utf-8")
+    if subwords.added:
+        write_json(folder / ADDED_TOKENS_FILE, subwords.added)
+    else:
+        (folder / ADDED_TOKENS_FILE).unlink(missing_ok=True)
+    write_json(
         folder / TOKENIZER_CONFIG_FILE,
         {
-            "tokenizer_class": TOKENIZER_CLASS,
-            "do_lower_case": False,
+            "tokenizer_class": JAPANESE_CLASS,
+            "do_lower_case": subwords.lowercase,
             "word_tokenizer_type": "mecab",
             "subword_tokenizer_type": "wordpiece",
             "mecab_kwargs": {"mecab_dic": "unidic_lite"},
@@ -171,150 +243,131 @@ def write_tokenizer(folder: Path, vocab: list[str]) -> None:
     )
 
 
-def resolve_folder(name: str, *, revision: str | None = None) -> Path:
-    """The folder that holds a checkpoint's files, fetched only when a hub id is named.
+def read_backbone_config(folder: Path) -> PretrainedConfig:
+    """config.json of a transformer.
 
     Raises:
-        CheckpointError: it is neither a folder nor to be had from the hub.
+        CheckpointError: it is missing, not JSON, or of a model that transformers does not know.
     """
-    if name == DEFAULT_MODEL:
-        return Path(str(files("jacolbert_rag"))) / "default_model"
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"{name!r} is no folder. Name the folder of a ColBERT checkpoint, a hub id such as "
-            "'answerdotai/JaColBERTv2.5', or nothing for the bundled model. If an index names a model that "
-            "has moved, pass `model=`."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = [*CHECKPOINT_FILES]
-    try:
-        # What is cached needs no network, so a machine that has been offline since still starts.
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the hub client raises its own and its transport's errors
-        raise CheckpointError(
-            f"{name!r} is no folder here, is not in the local hub cache, and could not be fetched "
-            f"({type(error).__name__}: {error}). Check the name and the network, or name a folder."
-        ) from error
-
-
-def read_backbone_config(folder: Path) -> BertConfig:
-    """config.json of a BERT.
-
-    Raises:
-        CheckpointError: it is missing, not JSON, or of another kind of model.
-    """
-    values = _read_json(folder / CONFIG_FILE, folder)
-    if values.get("model_type") != "bert":
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes a {values.get('model_type')!r} model; this version reads "
-            "BERT backbones, as all JaColBERT checkpoints have."
-        )
-    values.pop("dtype", None), values.pop("torch_dtype", None)
-    return BertConfig.from_dict(values)
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, as float32.
-
-    Raises:
-        CheckpointError: the file is missing, cut short, or not safetensors.
-    """
-    path = folder / WEIGHTS_FILE
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        hint = (
-            f"It has {', '.join(pickled)}, which is pickled and may run code when read: convert it to "
-            "safetensors where you trust it."
-            if pickled
-            else "Copy it from the checkpoint."
-        )
-        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. {hint}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) is not readable as safetensors ({error}). It was "
-            "probably cut short while copying: copy it again."
+            f"{folder} has no {CONFIG_FILE}. Copy it from the checkpoint that this one was made from."
+        )
+    values = read_json(path)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises ValueError, KeyError and its own
+        reason = (str(error).splitlines() or [""])[0]
+        remote = " It wants code from the checkpoint itself, which is never run here." * (
+            "auto_map" in values
+        )
+        raise CheckpointError(
+            f"{path} describes a {values.get('model_type')!r} model, which transformers cannot build "
+            f"({type(error).__name__}: {reason}).{remote} Use a checkpoint whose architecture is part of "
+            "transformers."
         ) from error
-    return {key: value.float() for key, value in tensors.items()}
+    config.dtype = None
+    assert isinstance(config, PretrainedConfig)
+    return config
 
 
-def _fill(model: ColBERT, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load what the network has; heads that it has not (pooler, MLM) are left out on purpose."""
-    own = model.state_dict()
-    missing = sorted(set(own) - set(weights))
-    wrong = sorted(key for key in own if key in weights and own[key].shape != weights[key].shape)
-    if missing or wrong:
-        names = [*missing, *wrong]
+def _network(found: Found) -> ColBERT:
+    """The backbone with its weights under its projection."""
+    folder = found.backbone_folder
+    config = read_backbone_config(folder)
+    prefix = _base_prefix(config)
+    try:
+        backbone = load_backbone(config, with_plain_names(found.weights, prefix))
+    except WeightsMismatchError as error:
+        names = [*error.missing, *error.wrong]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(missing)} tensors are missing and "
-            f"{len(wrong)} have another shape ({shown}). Take both files from the same checkpoint."
-        )
-    model.load_state_dict({key: weights[key] for key in own})
-
-
-def _resolve(metadata: dict[str, Any], backbone: BertConfig, projection: Tensor) -> EncoderConfig:
-    """The encoder's settings: what the checkpoint says, else the defaults."""
-    default = EncoderConfig()
-    dim = metadata.get("dim", projection.shape[0])
-    if tuple(projection.shape) != (dim, backbone.hidden_size):
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(error.missing)} tensors are missing and "
+            f"{len(error.wrong)} have another shape ({shown}). Take both files from the same checkpoint."
+        ) from error
+    width = found.projection[0].linear.in_features
+    for layer in found.projection:
+        if layer.linear.in_features != width:
+            raise CheckpointError(
+                f"A projection layer of {folder} reads {layer.linear.in_features} dimensions, but {width} "
+                "come in. Take all files from the same checkpoint."
+            )
+        width = layer.linear.out_features
+    if found.projection[0].linear.in_features != config.hidden_size:
         raise CheckpointError(
-            f"{PROJECTION} is {tuple(projection.shape)}, but {METADATA_FILE} and {CONFIG_FILE} ask for "
-            f"({dim}, {backbone.hidden_size}). Take all files from the same checkpoint."
+            f"The projection of {folder} reads {found.projection[0].linear.in_features} dimensions, but "
+            f"{CONFIG_FILE} says hidden_size {config.hidden_size}. Take all files from the same checkpoint."
         )
-    return EncoderConfig(
-        dim=dim,
-        document_length=int(metadata.get("doc_maxlen", default.document_length)),
-        query_marker=str(metadata.get("query_token_id", default.query_marker)),
-        document_marker=str(metadata.get("doc_token_id", default.document_marker)),
-        attend_to_mask_tokens=bool(metadata.get("attend_to_mask_tokens", default.attend_to_mask_tokens)),
-        mask_punctuation=bool(metadata.get("mask_punctuation", default.mask_punctuation)),
-        max_positions=int(backbone.max_position_embeddings),
-    )
+    stated = found.settings.get("dim", (width, ""))
+    if stated[0] != width:
+        raise CheckpointError(
+            f"The projection of {folder} gives {width} dimensions, but {stated[1]} says {stated[0]}. Take all "
+            "files from the same checkpoint."
+        )
+    return ColBERT(backbone, found.projection)
 
 
-def _fingerprint(folder: Path, config: EncoderConfig) -> str:
+def _base_prefix(config: PretrainedConfig) -> str:
+    """What stands before the backbone's names in a file of a model with a head, such as "bert"."""
+    from jacolbert_rag.encode.model import empty_backbone
+
+    with torch.device("meta"):
+        prefix: str = empty_backbone(config).base_model_prefix
+    return prefix
+
+
+def _model_facts(model: ColBERT, found: Found) -> dict[str, Any]:
+    """What the weights say, whatever anyone states."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    embedded = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
+    offset = getattr(embedded, "padding_idx", None)
+    if offset is not None:  # RoBERTa and its kin count positions from behind the padding's
+        positions -= offset + 1
+    return {"dim": model.dim, "max_positions": int(positions)}
+
+
+def _absolute(name: str | Path | None) -> str | None:
+    """A folder's full path, so that it is found from elsewhere; a hub id as it is."""
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(name)
+
+
+def _tokenizer_folder(found: Found, folder: Path) -> Path:
+    return found.backbone_folder if has_tokenizer(found.backbone_folder) else folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a cached snapshot has a checkpoint's weights, wherever its format keeps them."""
+    return has_weights(folder) or any(has_weights(path) for path in folder.glob("*_Transformer"))
+
+
+def _warn_of_collisions(tokenizer: Tokenizer, name: str) -> None:
+    if symbols := tokenizer.skiplist_collisions():
+        warnings.warn(
+            f"The skiplist of {name!r} has {' '.join(symbols)}, which the vocabulary lacks. colbert-ai and PyLate "
+            "skip every unknown token then; this library keeps them, as sentence-transformers does. If the "
+            "model was trained and indexed with the former, pass encoder={'skip_unknown': True}; else "
+            "encoder={'skip_unknown': False} silences this.",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+
+
+def _fingerprint(model: ColBERT, tokenizer: Tokenizer) -> str:
     """What two indexes must share to be searched by one encoder: document embeddings alike.
 
     The query's length rule is left out: it may change from search to search.
     """
     digest = hashlib.blake2b(digest_size=16)
-    settings = config.to_json() | {"query_length": None}
-    backbone = _read_json(folder / CONFIG_FILE, folder)
-    shape = {key: backbone.get(key) for key in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
-    digest.update(json.dumps([settings, shape], sort_keys=True).encode())
-    for name in (VOCAB_FILE, WEIGHTS_FILE):
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    settings = tokenizer.config.to_json() | {"query_length": None}
+    architecture = {key: getattr(model.config, key, None) for key in _ARCHITECTURE_KEYS}
+    layers = [(repr(layer.activation), layer.has_residual) for layer in model.projection]
+    described = [settings, architecture, layers, tokenizer.subwords.name, sorted(tokenizer.vocab.items())]
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {path.name}; a ColBERT checkpoint has {', '.join(CHECKPOINT_FILES)}. "
-            "Copy it from the checkpoint that this one was made from."
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). Copy it again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, not a JSON object. Copy it again.")
-    return values
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, ensure_ascii=False, indent=2, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jacolbert_rag.config import ComputeDtype
 from jacolbert_rag.datatypes import (
@@ -18,32 +24,69 @@ from jacolbert_rag.datatypes import (
     offsets_of,
 )
 from jacolbert_rag.encode.checkpoint import Checkpoint
-from jacolbert_rag.encode.tokens import clean
+from jacolbert_rag.encode.model import dtype_of
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.workers import Worker, map_ordered
 from jacolbert_rag.errors import InvalidInputError, TruncationWarning
+from jacolbert_rag.progress import progress_bar
 
-# Tokens of a padded batch: enough to fill a GPU or two CPU threads with short Japanese passages, and
-# about 1 GB of activations for a BERT-base. Larger batches were no faster on two CPU threads.
-TOKENS_PER_BATCH = 8_192
+# Tokens of a padded batch. On two CPU threads larger batches were no faster, and 8,192 tokens of a
+# BERT-base take about 1 GB of activations; a GPU needs more to be busy.
+TOKENS_PER_BATCH = {"cpu": 8_192, "mps": 16_384, "cuda": 65_536}
+# Texts of a block of a stream: enough that sorting them by length leaves little padding, and 100 to 200 MB
+# of float32 embeddings.
+BLOCK_TEXTS = 1_024
+# One process tokenises some thousand documents a second, which a large GPU outruns.
+MAX_TOKENIZER_PROCESSES = 4
+
+logger = logging.getLogger(__name__)
 
 
 class Encoder:
-    """Turns texts into token embeddings with one checkpoint on one device."""
+    """Turns texts into token embeddings with one checkpoint."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str | None = None, dtype: ComputeDtype = "float32"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | Sequence[str] | None = None,
+        dtype: ComputeDtype = "auto",
+        compile: bool = False,
+        tokenizer_processes: int | None = None,
     ) -> None:
         """Move the network to a device.
 
         Args:
             checkpoint: from `checkpoint.load`.
-            device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA where there is one, else the CPU.
-            dtype: what the network computes in. Results are float32 whatever it is.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA or Apple's MPS where there is one, else the
+                CPU. Of several devices the first reads queries and small lists here, and a stream of
+                documents goes to all of them, one process each.
+            dtype: what the network computes in; "auto" is bfloat16 where the device multiplies it by
+                instruction, else float32. Results are float32 whatever it is.
+            compile: fuse the network by torch.compile. The first batches take a minute then, so it pays
+                for large corpora only.
+            tokenizer_processes: processes that tokenise a stream; None takes some where a GPU would wait
+                for one, 0 tokenises here.
         """
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = checkpoint.model.to(self.device, getattr(torch, dtype)).eval()
-        self._skiplist = np.array(sorted(self.tokenizer.skiplist()), dtype=np.int32)
+        if device is None:
+            device = _best_device()
+        names = [device] if isinstance(device, str) else list(device)
+        if not names:
+            raise InvalidInputError('device is an empty list; name at least one device, such as ["cuda:0"].')
+        self.devices = tuple(torch.device(name) for name in names)
+        self.device = self.devices[0]
+        self.dtype = dtype_of(dtype, self.device)
+        # A copy, so that the checkpoint stays in float32 to be saved, or for another encoder.
+        self.model = deepcopy(checkpoint.model).to(self.device, self.dtype).eval()
+        self._requested_dtype, self._compiled = dtype, compile
+        self._forward_model = torch.compile(self.model, dynamic=True) if compile else self.model
+        self.tokens_per_batch = TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
+        if tokenizer_processes is None:
+            n_spare = (os.cpu_count() or 1) - 1
+            tokenizer_processes = min(MAX_TOKENIZER_PROCESSES, n_spare) if self.device.type == "cuda" else 0
+        self.tokenizer_processes = tokenizer_processes
 
     @property
     def dim(self) -> int:
@@ -60,7 +103,7 @@ class Encoder:
             InvalidInputError: a query is not a string, or has no text.
 
         Warns:
-            TruncationWarning: a query is longer than the model reads.
+            TruncationWarning: a query is longer than its length rule or the model allows.
         """
         check_texts(texts, "query")
         batch = self.tokenizer.queries(texts)
@@ -73,19 +116,20 @@ class Encoder:
                 TruncationWarning,
                 stacklevel=2,
             )
-        return self._embed(batch, keep=np.ones(len(batch.ids), dtype=np.bool_))
+        return self.embed(batch, keep=np.ones(len(batch.ids), dtype=np.bool_))
 
     def documents(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
     ) -> TokenEmbeddings:
-        """Embed documents, without the punctuation that the checkpoint skips.
+        """Embed documents, without the tokens that the checkpoint skips.
 
         Args:
             texts: passages, title included.
-            on_progress: called after each batch with the number of documents just done.
+            on_progress: called with the number of documents just done.
 
         Returns:
-            One entry a document of (d_tokens, dim) float32, rows of unit length.
+            One entry a document of (d_tokens, dim) float32, rows of unit length. Its size is that of the
+            corpus; for a large one there is `stream`.
 
         Raises:
             InvalidInputError: a document is not a string, or has no text.
@@ -98,43 +142,166 @@ class Encoder:
         warn_of_cut_documents(n_cut, len(texts), self.checkpoint.config.document_length)
         return embedded
 
+    def stream(
+        self, texts: Iterable[str], *, progress: bool = False, total: int | None = None
+    ) -> Iterator[TokenEmbeddings]:
+        """Embed documents as they come, in blocks, in input order.
+
+        Memory grows neither with the corpus nor with the time that a block waits: texts are read a few
+        blocks ahead.
+
+        Args:
+            texts: passages, title included; a generator will do.
+            progress: show a bar with documents/s on standard error.
+            total: how many there will be, for the bar.
+
+        Yields:
+            Blocks of up to 1,024 documents, each as `documents` returns them.
+
+        Raises:
+            InvalidInputError: a document is not a string, or has no text; its number counts from the
+                first of the stream. Blocks before it were yielded.
+
+        Warns:
+            TruncationWarning: at the end, once, with the number of documents that were cut.
+        """
+        n_cut = n = 0
+        with progress_bar(total, show=progress) as advance:
+            for embedded, n_cut_here in self._blocks(_checked_blocks(texts), advance):
+                n += len(embedded)
+                n_cut += n_cut_here
+                yield embedded
+        warn_of_cut_documents(n_cut, n, self.checkpoint.config.document_length)
+
     def documents_with_cuts(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
     ) -> tuple[TokenEmbeddings, int]:
         """`documents` without its checks and its warning: the embeddings, and how many were cut."""
-        batch = self.tokenizer.documents(texts)
-        kept = ~np.isin(batch.ids, self._skiplist)
-        return self._embed(batch, kept, on_progress), int(np.count_nonzero(batch.n_cut))
+        if len(self.devices) > 1 and len(texts) > BLOCK_TEXTS:
+            parts = list(self._blocks(_in_blocks(texts), on_progress or (lambda n: None)))
+            return TokenEmbeddings.concatenate([part for part, _ in parts]), sum(n for _, n in parts)
+        return self._embed_documents(self.tokenizer.documents(texts), on_progress)
 
-    def _embed(
+    def embed(
         self, batch: TokenBatch, keep: BoolArray, on_progress: Callable[[int], None] | None = None
     ) -> TokenEmbeddings:
-        """Run the network over a ragged batch; rows where `keep` is False are left out."""
+        """Run the network over token ids.
+
+        Args:
+            batch: ragged ids, from the tokenizer.
+            keep: (n_tokens,) bool; embeddings of the others are left out.
+            on_progress: called with the number of texts just done.
+
+        Returns:
+            One entry a text of (kept tokens, dim) float32, rows of unit length, in the batch's order.
+        """
         out = np.empty((len(batch.ids), self.dim), dtype=np.float32)
-        for rows in batches_by_length(batch.lengths, TOKENS_PER_BATCH):
-            lengths = batch.lengths[rows]
-            width = int(lengths.max())
-            positions = np.arange(width)
-            inside = positions < lengths[:, None]
-            # Row-major order of the padded batch's real cells is the ragged order of these texts.
-            cells = (batch.offsets[rows][:, None] + positions)[inside]
-            ids = np.full((len(rows), width), self.tokenizer.pad_id, dtype=np.int64)
-            ids[inside] = batch.ids[cells]
-            attended = positions < batch.n_attended[rows][:, None]
-            out[cells] = self._forward(ids, attended)[inside]
-            if on_progress is not None:
-                on_progress(len(rows))
-        texts = np.repeat(np.arange(len(batch)), batch.lengths)
-        lengths = np.bincount(texts[keep], minlength=len(batch))
-        return TokenEmbeddings(out if keep.all() else out[keep], offsets_of(lengths))
+        lengths = batch.lengths
+        todo = list(batches_by_length(lengths, self.tokens_per_batch))[::-1]
+        waiting: tuple[IntArray, Tensor] | None = None
+        while todo or waiting is not None:
+            launched = None
+            if todo:
+                rows = todo.pop()
+                try:
+                    launched = rows, self._launch(batch, rows)
+                except (
+                    RuntimeError
+                ) as error:  # torch.OutOfMemoryError is one, and MPS has no class of its own
+                    if not _is_out_of_memory(error) or len(rows) == 1:
+                        raise
+                    todo += self._in_halves(rows)
+                    continue
+            # A GPU works on this batch while the results of the one before are fetched.
+            if waiting is not None:
+                self._fetch(batch, *waiting, out)
+                if on_progress is not None:
+                    on_progress(len(waiting[0]))
+            waiting = launched
+        if keep.all():
+            return TokenEmbeddings(out, batch.offsets)
+        texts = np.repeat(np.arange(len(batch)), lengths)
+        return TokenEmbeddings(out[keep], offsets_of(np.bincount(texts[keep], minlength=len(batch))))
+
+    def _embed_documents(
+        self, batch: TokenBatch, on_progress: Callable[[int], None] | None = None
+    ) -> tuple[TokenEmbeddings, int]:
+        embedded = self.embed(batch, self.tokenizer.kept(batch.ids), on_progress)
+        return embedded, int(np.count_nonzero(batch.n_cut))
+
+    def _blocks(
+        self, blocks: Iterator[list[str]], advance: Callable[[int], None]
+    ) -> Iterator[tuple[TokenEmbeddings, int]]:
+        """Embed block after block: here, with tokenizers beside, or on all devices."""
+        if len(self.devices) > 1:
+            with ExitStack() as stack:
+                workers = [
+                    stack.enter_context(
+                        Worker.encoding(
+                            self.checkpoint, str(device), dtype=self._requested_dtype, compile=self._compiled
+                        )
+                    )
+                    for device in self.devices
+                ]
+                for embedded, n_cut in map_ordered(Worker.documents, workers, blocks):
+                    yield embedded, n_cut
+                    advance(len(embedded))
+        elif self.tokenizer_processes:
+            first = next(blocks, None)
+            second = next(blocks, None)
+            if first is not None and second is None:  # not worth starting processes for
+                yield self._embed_documents(self.tokenizer.documents(first), advance)
+            if first is None or second is None:
+                return
+            with ExitStack() as stack:
+                workers = [
+                    stack.enter_context(Worker.tokenizing(self.checkpoint))
+                    for _ in range(self.tokenizer_processes)
+                ]
+                for batch in map_ordered(Worker.tokens, workers, _chain(first, second, blocks)):
+                    yield self._embed_documents(batch, advance)
+        else:
+            for texts in blocks:
+                yield self._embed_documents(self.tokenizer.documents(texts), advance)
 
     @torch.inference_mode()
-    def _forward(self, ids: IntArray, attended: BoolArray) -> FloatArray:
-        embedded = self.model(
-            torch.from_numpy(ids).to(self.device), torch.from_numpy(attended).to(self.device)
+    def _launch(self, batch: TokenBatch, rows: IntArray) -> Tensor:
+        """Start the network on some texts, padded to the longest; on a GPU this returns at once."""
+        lengths = batch.lengths[rows]
+        width = int(lengths.max())
+        positions = np.arange(width)
+        inside = positions < lengths[:, None]
+        ids = np.full((len(rows), width), self.tokenizer.special.pad, dtype=np.int64)
+        ids[inside] = batch.ids[_cells(batch, rows, inside)]
+        attended = positions < batch.n_attended[rows][:, None]
+        mask = None if attended.all() else self._to_device(torch.from_numpy(attended))
+        embedded: Tensor = self._forward_model(self._to_device(torch.from_numpy(ids)), mask)
+        return embedded
+
+    @torch.inference_mode()
+    def _fetch(self, batch: TokenBatch, rows: IntArray, embedded: Tensor, out: FloatArray) -> None:
+        """Copy a batch's embeddings to the places of its texts."""
+        lengths = batch.lengths[rows]
+        inside = np.arange(int(lengths.max())) < lengths[:, None]
+        out[_cells(batch, rows, inside)] = embedded.cpu().numpy()[inside]
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _in_halves(self, rows: IntArray) -> list[IntArray]:
+        """The rows of a batch that did not fit into memory as two batches; later ones are smaller, too."""
+        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+        logger.warning(
+            "Out of memory on %s: going on with batches of %s tokens. Free the device of other work for speed.",
+            self.device,
+            f"{self.tokens_per_batch:,}",
         )
-        result: FloatArray = embedded.float().cpu().numpy()
-        return result
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        return [rows[middle:], rows[:middle]]
 
 
 def batches_by_length(lengths: IntArray, n_tokens: int) -> Iterator[IntArray]:
@@ -151,13 +318,18 @@ def batches_by_length(lengths: IntArray, n_tokens: int) -> Iterator[IntArray]:
         start = stop
 
 
-def check_texts(texts: Sequence[str], what: str) -> None:
+def check_texts(texts: Sequence[str], what: str, *, first: int = 0) -> None:
     """Refuse what has nothing to encode.
+
+    Args:
+        texts: what to look at.
+        what: "query" or "document", for the message.
+        first: the number of the first of them.
 
     Raises:
         InvalidInputError: a text is not a string, or is empty once cleaned.
     """
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} {i} is a {type(text).__name__}; expected a str.")
         if not has_text(text):
@@ -172,8 +344,8 @@ def warn_of_cut_documents(n_cut: int, n: int, length: int, *, stacklevel: int = 
     if n_cut:
         warnings.warn(
             f"{n_cut} of {n} documents are longer than the {length} tokens that the model reads; what lies "
-            "beyond is not searchable. Split them into passages, with jacolbert_rag.encode.splitter or your "
-            "framework's splitter.",
+            "beyond is not searchable. Add them with split=True, or split them into passages with "
+            "jacolbert_rag.encode.splitter or your framework's splitter.",
             TruncationWarning,
             stacklevel=stacklevel,
         )
@@ -183,3 +355,41 @@ def has_text(text: str) -> bool:
     """Whether anything is left to encode once a text is cleaned."""
     # Its first thousand characters nearly always tell; only a long blank is looked at whole.
     return bool(clean(text[:1000]).strip() or clean(text[1000:]).strip())
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def _cells(batch: TokenBatch, rows: IntArray, inside: BoolArray) -> IntArray:
+    """Where in the ragged batch the real cells of a padded one lie, in row-major order."""
+    cells: IntArray = (batch.offsets[rows][:, None] + np.arange(inside.shape[1]))[inside]
+    return cells
+
+
+def _in_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while block := list(islice(iterator, BLOCK_TEXTS)):
+        yield block
+
+
+def _checked_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    if isinstance(texts, str):
+        raise InvalidInputError("texts is one str; expected an iterable of them, such as [text].")
+    n = 0
+    for block in _in_blocks(texts):
+        check_texts(block, "document", first=n)
+        n += len(block)
+        yield block
+
+
+def _chain(first: list[str], second: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
+    yield first
+    yield second
+    yield from rest

@@ -1,38 +1,226 @@
-"""The ColBERT network: a BERT backbone and a bias-free projection, rows of unit length."""
+"""The ColBERT network: a transformer and the layers that project its states, rows of unit length."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+# SDPA takes the additive key mask that queries need; varlen and flash attention return zero vectors for
+# [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for documents of
+# one length, PyTorch's SDPA takes its flash kernel by itself.
+ATTENTION = "sdpa"
+
+# What a Dense layer of PyLate or sentence-transformers may name. Others are refused: a class named by a
+# file is code that the file chooses.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name: getattr(nn, name)
+    for name in ("Identity", "Tanh", "GELU", "ReLU", "SiLU", "Sigmoid", "LeakyReLU", "ELU", "Softplus")
+}
+
+
+class Dense(nn.Module):
+    """One projection layer: linear, activation, and an optional residual around both."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        bias: bool = False,
+        activation: str = "Identity",
+        residual: bool = False,
+    ) -> None:
+        """A layer of random weights.
+
+        Args:
+            n_in: width of its input.
+            n_out: width of its output.
+            bias: whether the linear map has one.
+            activation: a name of `ACTIVATIONS`.
+            residual: add the input to the output, through a linear map where the widths differ
+                (lightonai/pylate: pylate/models/Dense.py).
+        """
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out, bias=bias)
+        self.activation_name = activation
+        self.activation = ACTIVATIONS[activation]()
+        self.has_residual = residual
+        if residual and n_in != n_out:
+            self.residual = nn.Linear(n_in, n_out, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Project (..., n_in) to (..., n_out)."""
+        projected: Tensor = self.activation(self.linear(states))
+        if self.has_residual:
+            projected = projected + (self.residual(states) if hasattr(self, "residual") else states)
+        return projected
 
 
 class ColBERT(nn.Module):
-    """Token embeddings of a batch of token ids.
+    """Token embeddings of a batch of token ids."""
 
-    Parameter names are those of Stanford's HF_ColBERT checkpoints: `bert.*` and `linear.weight`
-    (stanford-futuredata/ColBERT: colbert/modeling/hf_colbert.py).
-    """
-
-    def __init__(self, config: BertConfig, dim: int) -> None:
-        """A network of random weights; `checkpoint.load` fills it."""
+    def __init__(self, backbone: PreTrainedModel, projection: Sequence[Dense]) -> None:
+        """Put a transformer and its projection together."""
         super().__init__()
-        self.config = config
-        # SDPA takes the additive key mask that queries need; varlen and flash attention return zero
-        # vectors for [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125).
-        config._attn_implementation = "sdpa"
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.linear = nn.Linear(config.hidden_size, dim, bias=False)
+        self.backbone = backbone
+        self.projection = nn.ModuleList(projection)
 
-    def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
+    @property
+    def config(self) -> PretrainedConfig:
+        """The transformer's configuration."""
+        return self.backbone.config
+
+    @property
+    def dim(self) -> int:
+        """Width of a token embedding."""
+        layer = self.projection[-1]
+        assert isinstance(layer, Dense)
+        return layer.linear.out_features
+
+    def forward(self, ids: Tensor, attended: Tensor | None = None) -> Tensor:
         """Embed a padded batch.
 
         Args:
             ids: (n_texts, length) int64 token ids.
             attended: (n_texts, length) bool; False where a position is no key of attention, which
-                are padding and a query's [MASK]s.
+                are padding and a query's [MASK]s. None where every position is: then attention needs no
+                mask, and a GPU takes a faster kernel.
 
         Returns:
-            (n_texts, length, dim), rows of unit length, padding rows included: the caller drops them.
+            (n_texts, length, dim) float32, rows of unit length, padding rows included: the caller drops
+            them.
         """
-        hidden = self.bert(input_ids=ids, attention_mask=attended.long()).last_hidden_state
-        return nn.functional.normalize(self.linear(hidden), p=2.0, dim=-1)
+        mask = None if attended is None else attended.long()
+        states: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        for layer in self.projection:
+            states = layer(states)
+        # In float32: the squares of a bfloat16 row add up to a length that is wrong in the third digit.
+        return nn.functional.normalize(states.float(), p=2.0, dim=-1)
+
+
+def random_model(config: PretrainedConfig, dim: int) -> ColBERT:
+    """A network of random weights under a bias-free projection to `dim`, to be trained."""
+    return ColBERT(empty_backbone(config), [Dense(config.hidden_size, dim)])
+
+
+def load_backbone(config: PretrainedConfig, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """A transformer with these weights, without a pooler; tensors that it has no place for are left out.
+
+    Raises:
+        WeightsMismatchError: a parameter has no tensor, or one of another shape.
+    """
+    with torch.device("meta"):  # costs nothing, and tells the class and its parameters
+        blank = empty_backbone(config)
+    own = blank.state_dict()
+    missing = [key for key in own if key not in weights]
+    wrong = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or wrong:
+        raise WeightsMismatchError(missing, wrong)
+    kind = type(blank)
+    with _no_progress_bar():
+        return kind.from_pretrained(
+            None,
+            config=config,
+            state_dict={key: weights[key] for key in own},
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            **_without_pooler(kind),
+        )
+
+
+class WeightsMismatchError(Exception):
+    """Weights that do not fit their configuration; `checkpoint` tells the user which file that is."""
+
+    def __init__(self, missing: list[str], wrong: list[str]) -> None:
+        """Take the names of parameters without a tensor, and of those with one of another shape."""
+        super().__init__(f"{len(missing)} missing, {len(wrong)} of another shape")
+        self.missing, self.wrong = missing, wrong
+
+
+def empty_backbone(config: PretrainedConfig) -> PreTrainedModel:
+    """A transformer of this configuration, with random weights, without a pooler.
+
+    Raises:
+        ValueError: transformers has no model of this type.
+    """
+    # transformers' methods are not annotated.
+    build: Callable[..., PreTrainedModel] = AutoModel.from_config
+    with torch.device("meta"):
+        kind = type(build(config))
+    return build(config, attn_implementation=ATTENTION, **_without_pooler(kind))
+
+
+def _without_pooler(kind: type[PreTrainedModel]) -> dict[str, Any]:
+    """BERT and its kin have a pooler, which nothing here reads; most architectures know no such argument."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar over the weights, which takes longer to look at than they take to load."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def with_plain_names(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Weights by the names that a backbone has when it stands alone.
+
+    Args:
+        weights: as a file names them: with the prefix of a model with a head ("bert."), or without.
+        prefix: the architecture's, such as "bert" or "model".
+
+    Returns:
+        Without the prefix, and with TensorFlow's LayerNorm names (gamma, beta) as PyTorch's.
+    """
+    renamed = {}
+    for key, value in weights.items():
+        name = key.removeprefix(f"{prefix}.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        renamed[name] = value
+    return renamed
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """What the network computes in.
+
+    Args:
+        name: "float32", "bfloat16", "float16", or "auto".
+        device: where it computes.
+
+    Returns:
+        For "auto": bfloat16 on CUDA (float16 on GPUs that only emulate it) and on CPUs that multiply
+        bfloat16 by instruction (AMX, AVX512-BF16); else float32. float16 on a CPU was six times slower than
+        float32.
+    """
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and has_fast_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by instruction."""
+    # torch.cpu.get_capabilities is new; before it, two private functions told the same.
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    private = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return any(is_supported is not None and is_supported() for is_supported in private)

@@ -1,261 +1,306 @@
-"""Text to token ids: NFKC, MeCab words, WordPiece, markers, [MASK] augmentation."""
+"""Text to the token ids that the network reads: markers, limits, [MASK] augmentation, character offsets."""
 
 from __future__ import annotations
 
-import json
-import re
-import string
-import threading
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from jacolbert_rag.config import EncoderConfig
-from jacolbert_rag.datatypes import TokenBatch, offsets_of
+from jacolbert_rag.config import EncoderConfig, QueryLength
+from jacolbert_rag.datatypes import BoolArray, IdArray, IntArray, SpecialTokens, TokenBatch, offsets_of
+from jacolbert_rag.encode.fast import TOKENIZER_FILE, FastSubwords
+from jacolbert_rag.encode.files import read_json
+from jacolbert_rag.encode.words import JapaneseWordPiece
 from jacolbert_rag.errors import CheckpointError
 
 VOCAB_FILE = "vocab.txt"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-TOKENIZER_CLASS = "BertJapaneseTokenizer"
-PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+ADDED_TOKENS_FILE = "added_tokens.json"
+JAPANESE_CLASS = "BertJapaneseTokenizer"
 
-# WordPiece of BERT (transformers: models/bert_japanese, WordpieceTokenizer): a longer word is [UNK].
-MAX_CHARS_PER_WORD = 100
-# Words are Zipfian: a memo this large holds nearly every word met again, and bounds memory.
-MAX_MEMO_WORDS = 200_000
-# Only the first tokens of a long text are kept, so only its head is segmented. A token covers 1.5
-# characters on average; 64 leaves room for long Latin words and runs of spaces.
-MAX_CHARS_PER_TOKEN = 64
+# Only the first tokens of a long text are kept, so only its head is segmented: at first this many
+# characters a token, and more where that did not suffice. A Japanese token covers 1.5 characters.
+HEAD_CHARS_PER_TOKEN = 8
+# A head that ends within the text may end within a word. Its last tokens are not those of the whole text,
+# so this many must lie behind those that are kept.
+HEAD_MARGIN = 64
 
-# Control characters that stand between words become a space (tab, line ends, vertical tab, form
-# feed, file separators, next line); all others vanish, so that a NUL inside a word does not split it.
-_SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85"
-_CLEANED = dict.fromkeys((*range(32), *range(127, 160))) | {ord(c): " " for c in _SPACES}
-_SURROGATES = re.compile("[\ud800-\udfff]")
+# Files that transformers reads a tokenizer from, besides vocab.txt.
+OWN_FORMATS = (TOKENIZER_FILE, "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.json")
 
 
-def clean(text: str) -> str:
-    """The text as the encoder reads it: without control characters and lone surrogates, in NFKC.
+class Subwords(Protocol):
+    """A tokenizer of bare text; `JapaneseWordPiece` and `FastSubwords` are the two."""
 
-    MeCab ends a text at NUL, and UTF-8 has no lone surrogates: either would lose a document.
-    """
-    return unicodedata.normalize("NFKC", _SURROGATES.sub("", text.translate(_CLEANED)))
+    name: str
+    vocab: dict[str, int]
+    special: SpecialTokens
 
+    def ids(self, text: str) -> list[int]:
+        """Ids of a raw text, without special tokens, markers or a limit."""
+        ...
 
-def padded_query_length(n: int, rule: str) -> int:
-    """Tokens of a query after [MASK] augmentation.
+    def ids_of_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of each text."""
+        ...
 
-    Args:
-        n: tokens of the query, [CLS], marker and [SEP] included.
-        rule: "paper": the next multiple of 32; where that appends fewer than 8 [MASK]s, exactly 8
-            (JaColBERTv2.5, arXiv 2407.20750, section 3.5). "fixed:N": N, as ColBERTv2.
-
-    Returns:
-        The length; below n only under a fixed rule, which cuts.
-    """
-    if rule == "paper":
-        length = -(-n // 32) * 32
-        return length if length - n >= 8 else n + 8
-    return fixed_query_length(rule)
+    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+        ...
 
 
-def fixed_query_length(rule: str) -> int:
-    """N of the rule "fixed:N"."""
-    return int(rule.removeprefix("fixed:"))
+class Tokenizer:
+    """What a checkpoint's network reads of a query and of a document."""
 
-
-class WordSegmenter:
-    """MeCab with unidic-lite: text to words.
-
-    MeCab's lattice lives in the tagger, so each thread has one of its own.
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def words(self, cleaned: str) -> list[str]:
-        """Words of a text that went through `clean`, spaces dropped."""
-        tagger = getattr(self._local, "tagger", None)
-        if tagger is None:
-            tagger = self._local.tagger = self._new_tagger()
-        # -Owakati joins the words by spaces and is four times as fast as walking the nodes. What
-        # NFKC leaves of white space ends a word for WordPiece too, so one split serves both.
-        words: list[str] = tagger.parse(cleaned).split()
-        return words
-
-    @staticmethod
-    def _new_tagger() -> Any:
-        import fugashi
-        import unidic_lite
-
-        folder = unidic_lite.DICDIR
-        return fugashi.GenericTagger(f'-d "{folder}" -r "{folder}/mecabrc" -Owakati')
-
-
-class JapaneseTokenizer:
-    """Token ids identical to transformers' BertJapaneseTokenizer (mecab, unidic_lite, wordpiece).
-
-    Literal "[SEP]" or "[MASK]" in a text are text here, never special tokens: a document must not be
-    able to end itself.
-    """
-
-    def __init__(self, vocab: Sequence[str], config: EncoderConfig) -> None:
-        """Take a vocabulary (a token's id is its row) and the checkpoint's settings.
+    def __init__(self, subwords: Subwords, config: EncoderConfig) -> None:
+        """Put a bare tokenizer and a checkpoint's settings together.
 
         Raises:
-            CheckpointError: a special token or a marker is not in the vocabulary.
+            CheckpointError: a marker is not in the vocabulary.
         """
-        self.vocab = {token: i for i, token in enumerate(vocab)}
-        if len(self.vocab) != len(vocab):
-            raise CheckpointError(
-                f"The vocabulary has {len(vocab)} lines, but only {len(self.vocab)} different ones, so ids "
-                "are not certain. Take vocab.txt from the checkpoint again."
-            )
-        missing = [
-            t
-            for t in (PAD, UNK, CLS, SEP, MASK, config.query_marker, config.document_marker)
-            if t not in self.vocab
-        ]
+        markers = (config.query_marker, config.document_marker)
+        missing = [marker for marker in markers if marker and marker not in subwords.vocab]
         if missing:
             raise CheckpointError(
-                f"The vocabulary ({len(self.vocab)} tokens) lacks {', '.join(missing)}. A ColBERT needs "
-                "its special tokens and both markers there: take vocab.txt and artifact.metadata from "
-                "the same checkpoint."
+                f"The vocabulary ({len(subwords.vocab)} tokens) lacks {', '.join(map(repr, missing))}. A "
+                "ColBERT needs both its markers there: take the tokenizer and the metadata from the same "
+                "checkpoint, or name the markers with query_marker and document_marker."
             )
+        self.subwords = subwords
         self.config = config
-        self.pad_id, self.unk_id = self.vocab[PAD], self.vocab[UNK]
-        self.cls_id, self.sep_id, self.mask_id = (self.vocab[t] for t in (CLS, SEP, MASK))
-        self.query_marker_id = self.vocab[config.query_marker]
-        self.document_marker_id = self.vocab[config.document_marker]
-        self._segmenter = WordSegmenter()
-        self._memo: dict[str, tuple[int, ...]] = {}
+        self.vocab = subwords.vocab
+        self.special = subwords.special
+        self.query_marker_id = self.vocab.get(config.query_marker) if config.query_marker else None
+        self.document_marker_id = self.vocab.get(config.document_marker) if config.document_marker else None
+        self.query_length = QueryLength.parse(config.query_length)
+        self._skipped = np.array(sorted(self.skiplist()), dtype=np.int32)
 
-    @classmethod
-    def from_folder(cls, folder: Path, config: EncoderConfig) -> JapaneseTokenizer:
-        """Read vocab.txt and tokenizer_config.json.
-
-        Raises:
-            CheckpointError: a file is missing, or the tokenizer is of another kind.
-        """
-        for name in (VOCAB_FILE, TOKENIZER_CONFIG_FILE):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder} has no {name}, so its tokenizer is unknown. Copy it from the checkpoint "
-                    "that this one was trained from."
-                )
-        try:
-            settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
-            lines = (folder / VOCAB_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
-            raise CheckpointError(
-                f"{TOKENIZER_CONFIG_FILE} or {VOCAB_FILE} of {folder} is not readable ({error}). Copy both "
-                "from the checkpoint again."
-            ) from error
-        _check_tokenizer(settings, folder)
-        return cls(lines, config)
+    @property
+    def document_budget(self) -> int:
+        """Tokens of text that fit a document beside its special tokens, marker and prompt."""
+        return self.config.document_length - self._n_framing(
+            self.document_marker_id, self.config.document_prompt
+        )
 
     def skiplist(self) -> frozenset[int]:
-        """Ids whose embeddings are not kept for documents: the ASCII punctuation in the vocabulary.
+        """Ids whose embeddings are not kept for documents.
 
-        NFKC has folded full-width punctuation to ASCII; 、。「」・ are kept. A symbol that is not in the
-        vocabulary is left out: its id would be [UNK], and every unknown word would vanish with it.
+        For Japanese checkpoints that is ASCII punctuation, to which NFKC has folded full-width
+        punctuation; 、。「」・ are kept. A symbol that is not in the vocabulary is left out, as
+        sentence-transformers does: colbert-ai and PyLate skip [UNK] in its place, and with it every
+        unknown word. `skip_unknown` asks for that.
         """
-        if not self.config.mask_punctuation:
-            return frozenset()
-        return frozenset(self.vocab[s] for s in string.punctuation if s in self.vocab)
+        ids = {self.vocab[symbol] for symbol in self.config.skiplist if symbol in self.vocab}
+        if self.config.skip_unknown and self.special.unk is not None:
+            ids.add(self.special.unk)
+        return frozenset(ids)
+
+    def skiplist_collisions(self) -> tuple[str, ...]:
+        """Symbols of the skiplist that the vocabulary lacks, and would make [UNK] a skipped token elsewhere."""
+        if self.special.unk is None:
+            return ()
+        return tuple(symbol for symbol in self.config.skiplist if symbol not in self.vocab)
+
+    def kept(self, ids: IdArray) -> BoolArray:
+        """(n_tokens,) whether a document keeps the embedding of each of its tokens."""
+        return ~np.isin(ids, self._skipped)
 
     def word_ids(self, text: str) -> list[int]:
-        """WordPiece ids of a text, without special tokens, markers or a limit."""
-        ids: list[int] = []
-        for word in self._segmenter.words(clean(text)):
-            pieces = self._memo.get(word)
-            if pieces is None:
-                pieces = self._wordpiece(word)
-                if len(self._memo) >= MAX_MEMO_WORDS:
-                    self._memo = {}
-                self._memo[word] = pieces
-            ids.extend(pieces)
-        return ids
+        """Ids of a raw text, without special tokens, markers or a limit."""
+        return self.subwords.ids(text)
 
     def documents(self, texts: Iterable[str]) -> TokenBatch:
-        """[CLS] [D] tokens [SEP], cut at the checkpoint's document length."""
-        limit = self.config.document_length
-        rows, n_cut = [], []
-        for text in texts:
-            ids, cut = self._head(text, limit - 3)
-            rows.append([self.cls_id, self.document_marker_id, *ids, self.sep_id])
-            n_cut.append(cut)
+        """Special tokens, marker and text, cut at the checkpoint's document length."""
+        rows, n_cut = self._framed(
+            texts, self.document_marker_id, self.config.document_prompt, self.config.document_length
+        )
         return _batch(rows, [len(row) for row in rows], n_cut)
 
     def queries(self, texts: Iterable[str]) -> TokenBatch:
-        """[CLS] [Q] tokens [SEP] [MASK]s, padded by the configured rule, cut only where the model ends."""
-        rule = self.config.query_length
-        limit = self.config.max_positions - 8 if rule == "paper" else fixed_query_length(rule)
-        rows, n_attended, n_cut = [], [], []
-        for text in texts:
-            ids, cut = self._head(text, limit - 3)
-            row = [self.cls_id, self.query_marker_id, *ids, self.sep_id]
-            length = min(padded_query_length(len(row), rule), self.config.max_positions)
+        """Special tokens, marker, text and [MASK]s, padded by the rule; cut where the rule or the model ends."""
+        most = self.config.max_positions
+        rows, n_cut = self._framed(
+            texts, self.query_marker_id, self.config.query_prompt, self.query_length.longest(most)
+        )
+        n_attended = []
+        for row in rows:
             n_attended.append(len(row))
-            rows.append(row + [self.mask_id] * (length - len(row)))
-            n_cut.append(cut)
+            length = min(self.query_length.padded(len(row)), most)
+            row += [self.special.mask] * (length - len(row))
         if self.config.attend_to_mask_tokens:
             n_attended = [len(row) for row in rows]
         return _batch(rows, n_attended, n_cut)
 
-    def _head(self, text: str, limit: int) -> tuple[list[int], int]:
-        """The first `limit` ids, and how many more there are at least."""
-        head = text[: MAX_CHARS_PER_TOKEN * limit]
-        ids = self.word_ids(head)
-        return ids[:limit], max(0, len(ids) - limit) + (
-            not text[len(head) :].isspace() and len(text) > len(head)
+    def document_spans(self, text: str) -> IntArray:
+        """Which characters of a raw document lie under each of its tokens.
+
+        Returns:
+            (n_tokens, 2) int64 of start and end, one row for each id of `documents([text])`. Tokens that
+            are not of the text (special tokens, marker, prompt) have -1, -1.
+        """
+        return self._spans(
+            text, self.document_marker_id, self.config.document_prompt, self.config.document_length
         )
 
-    def _wordpiece(self, word: str) -> tuple[int, ...]:
-        """Greedy longest match first; a word with a piece that is not in the vocabulary is [UNK]."""
-        if len(word) > MAX_CHARS_PER_WORD:
-            return (self.unk_id,)
-        pieces = []
-        start, end = 0, len(word)
-        while start < end:
-            prefix = "##" if start else ""
-            for stop in range(end, start, -1):
-                piece = self.vocab.get(prefix + word[start:stop])
-                if piece is not None:
-                    break
-            else:
-                return (self.unk_id,)
-            pieces.append(piece)
-            start = stop
-        return tuple(pieces)
+    def query_spans(self, text: str) -> IntArray:
+        """`document_spans` for a query: one row for each id of `queries([text])`."""
+        most = self.config.max_positions
+        spans = self._spans(
+            text, self.query_marker_id, self.config.query_prompt, self.query_length.longest(most)
+        )
+        n_masks = max(0, min(self.query_length.padded(len(spans)), most) - len(spans))
+        return np.concatenate([spans, np.full((n_masks, 2), -1, dtype=np.int64)])
+
+    def _n_framing(self, marker: int | None, prompt: str) -> int:
+        """Tokens of a row that are not of the text."""
+        n = len(self.special.prefix) + len(self.special.suffix) + (marker is not None)
+        return n + (len(self.subwords.ids(prompt)) if prompt else 0)
+
+    def _framed(
+        self, texts: Iterable[str], marker: int | None, prompt: str, limit: int
+    ) -> tuple[list[list[int]], list[int]]:
+        """Rows of at most `limit` ids, and how many ids each had at least to leave out."""
+        dot = self.config.marker_mode == "dot" and marker is not None
+        lead = prompt + (". " if dot else "")
+        # In dot mode the marker stands where the full stop was, so it takes no room of its own.
+        room = limit - len(self.special.prefix) - len(self.special.suffix) - (marker is not None and not dot)
+        rows, n_cut = [], []
+        for ids, n_more in self._heads(texts, lead, room):
+            row = [*self.special.prefix, *ids, *self.special.suffix]
+            if marker is not None:
+                row[1 : 2 if dot else 1] = [marker]
+            rows.append(row)
+            n_cut.append(n_more)
+        return rows, n_cut
+
+    def _heads(self, texts: Iterable[str], lead: str, room: int) -> Iterator[tuple[list[int], int]]:
+        """The first `room` ids of each text behind `lead`, and how many more it has at least."""
+        texts = list(texts)
+        size = HEAD_CHARS_PER_TOKEN * room
+        for text, ids in zip(
+            texts, self.subwords.ids_of_many([lead + text[:size] for text in texts]), strict=True
+        ):
+            end = size
+            while len(ids) < room + HEAD_MARGIN and end < len(text):  # long runs of spaces, long words
+                end *= 4
+                ids = self.subwords.ids(lead + text[:end])
+            yield ids[:room], max(0, len(ids) - room)
+
+    def _spans(self, text: str, marker: int | None, prompt: str, limit: int) -> IntArray:
+        (row,), _ = self._framed([text], marker, prompt, limit)
+        dot = self.config.marker_mode == "dot" and marker is not None
+        lead = prompt + (". " if dot else "")
+        n_prefix, n_suffix = len(self.special.prefix), len(self.special.suffix)
+        n_text = len(row) - n_prefix - n_suffix - (marker is not None and not dot)
+        size = HEAD_CHARS_PER_TOKEN * max(1, n_text)
+        ids, spans = self.subwords.ids_and_spans(lead + text[:size])
+        while len(ids) < n_text + HEAD_MARGIN and size < len(text):
+            size *= 4
+            ids, spans = self.subwords.ids_and_spans(lead + text[:size])
+        n_lead = len(lead)
+        own = [
+            (max(start - n_lead, 0), end - n_lead) if end > n_lead else (-1, -1)
+            for start, end in spans[:n_text]
+        ]
+        framed = [(-1, -1)] * n_prefix + own + [(-1, -1)] * n_suffix
+        if marker is not None:
+            framed[1 : 2 if dot else 1] = [(-1, -1)]
+        return np.array(framed, dtype=np.int64).reshape(-1, 2)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer's files."""
+    return any((folder / name).is_file() for name in (VOCAB_FILE, *OWN_FORMATS))
+
+
+def load_subwords(folder: Path) -> Subwords:
+    """The bare tokenizer of a checkpoint's folder, or of another folder with its tokenizer's files.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or the class is certainly wrong.
+    """
+    settings = read_json(folder / TOKENIZER_CONFIG_FILE)
+    vocab = _read_vocab(folder / VOCAB_FILE)
+    name = str(settings.get("tokenizer_class") or "")
+    if name == JAPANESE_CLASS:
+        return _load_japanese(folder, settings, vocab)
+    if not has_tokenizer(folder):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: none of {', '.join((VOCAB_FILE, *OWN_FORMATS))}. Bare intermediate "
+            "checkpoints have none; name where to take it with tokenizer=, such as "
+            "tokenizer='bclavie/JaColBERT' for those of JaColBERTv2.5."
+        )
+    if (
+        vocab is not None
+        and name.removesuffix("Fast") in ("", "BertTokenizer")
+        and _has_japanese_words(vocab)
+    ):
+        raise CheckpointError(
+            f"{folder / TOKENIZER_CONFIG_FILE} names the tokenizer {name or 'of no class'}, which sets every "
+            f"kanji apart, but {folder / VOCAB_FILE} has words of several kanji: it was made with MeCab. "
+            f"Take {TOKENIZER_CONFIG_FILE} from the checkpoint that this one was trained from; it says "
+            f'"tokenizer_class": "{JAPANESE_CLASS}".'
+        )
+    return FastSubwords.from_folder(folder)
+
+
+def _load_japanese(folder: Path, settings: dict[str, Any], vocab: list[str] | None) -> JapaneseWordPiece:
+    if vocab is None:
+        raise CheckpointError(
+            f"{folder} has no {VOCAB_FILE}, so its tokenizer is unknown. Copy it from the checkpoint that "
+            "this one was trained from, or name one that has it with tokenizer=."
+        )
+    expected = {
+        "word_tokenizer_type": "mecab",
+        "subword_tokenizer_type": "wordpiece",
+        "mecab_dic": "unidic_lite",
+    }
+    # Before transformers 5 the dictionary that was not named was ipadic; a checkpoint from then that
+    # relied on it cannot be told from one that relies on today's.
+    kwargs = settings.get("mecab_kwargs") or {}
+    found = {
+        "word_tokenizer_type": settings.get("word_tokenizer_type", "basic"),
+        "subword_tokenizer_type": settings.get("subword_tokenizer_type", "wordpiece"),
+        "mecab_dic": kwargs.get("mecab_dic", "unidic_lite"),
+    }
+    if found != expected or kwargs.get("mecab_option") or kwargs.get("normalize_text") is False:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_CONFIG_FILE} asks for {found}; expected {expected}, as the JaColBERT family "
+            "has, without further MeCab options. Use such a checkpoint."
+        )
+    added = {str(token): int(i) for token, i in read_json(folder / ADDED_TOKENS_FILE).items()}
+    for i, token in (settings.get("added_tokens_decoder") or {}).items():
+        added[str(token["content"])] = int(i)
+    return JapaneseWordPiece(
+        vocab,
+        lowercase=bool(settings.get("do_lower_case")),
+        added={token: i for token, i in added.items() if token not in set(vocab)},
+    )
+
+
+def _read_vocab(path: Path) -> list[str] | None:
+    """The tokens of vocab.txt, one a line; None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 ({error}). Copy it from the checkpoint again.") from error
+
+
+def _has_japanese_words(tokens: Sequence[str]) -> bool:
+    """Whether a vocabulary has words of several kanji, which BERT's own tokenizer can never make."""
+    n_words = sum(1 for token in tokens if sum("\u4e00" <= c <= "\u9fff" for c in token) > 1)
+    return n_words > 0.01 * len(tokens)
 
 
 def _batch(rows: list[list[int]], n_attended: list[int], n_cut: list[int]) -> TokenBatch:
     return TokenBatch(
-        ids=np.array([i for row in rows for i in row], dtype=np.int32),
+        ids=np.fromiter(chain.from_iterable(rows), dtype=np.int32),
         offsets=offsets_of([len(row) for row in rows]),
         n_attended=np.array(n_attended, dtype=np.int64),
         n_cut=np.array(n_cut, dtype=np.int64),
     )
-
-
-def _check_tokenizer(settings: dict[str, Any], folder: Path) -> None:
-    """Refuse a tokenizer that would read Japanese otherwise than the model was trained on."""
-    expected = {
-        "tokenizer_class": TOKENIZER_CLASS,
-        "word_tokenizer_type": "mecab",
-        "subword_tokenizer_type": "wordpiece",
-    }
-    # AutoTokenizer falls back to BertTokenizer (single kanji) without a word where the class is missing.
-    found = {key: settings.get(key) for key in expected}
-    found["tokenizer_class"] = str(found["tokenizer_class"]).removesuffix("Fast")
-    dictionary = (settings.get("mecab_kwargs") or {}).get("mecab_dic", "unidic_lite")
-    if found != expected or dictionary != "unidic_lite" or settings.get("do_lower_case"):
-        raise CheckpointError(
-            f"{folder / TOKENIZER_CONFIG_FILE} names {found} with dictionary {dictionary!r} and "
-            f"do_lower_case {bool(settings.get('do_lower_case'))}; this version reads {expected} with "
-            "'unidic_lite' and no lower-casing, as the JaColBERT family has. Use such a checkpoint."
-        )

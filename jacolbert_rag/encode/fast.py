@@ -1,0 +1,121 @@
+"""Text to subword ids by a checkpoint's own fast tokenizer: everything that is not BertJapanese."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jacolbert_rag.datatypes import SpecialTokens
+from jacolbert_rag.encode.normalize import align, strip_controls
+from jacolbert_rag.errors import CheckpointError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class FastSubwords:
+    """Subword ids of a transformers tokenizer with a fast (Rust) implementation.
+
+    As with Japanese WordPiece, literal special tokens in a text are text.
+    """
+
+    def __init__(self, tokenizer: Any, folder: Path) -> None:
+        """Take a transformers tokenizer.
+
+        Args:
+            tokenizer: from AutoTokenizer.
+            folder: where it came from, for messages.
+
+        Raises:
+            CheckpointError: it has no fast implementation, or lacks a token that padding needs.
+        """
+        self.name = type(tokenizer).__name__
+        if not getattr(tokenizer, "is_fast", False):
+            raise CheckpointError(
+                f"The tokenizer of {folder}, {self.name}, has no fast implementation, so it gives no character "
+                f"offsets. Save it with one ({TOKENIZER_FILE}), or name another with tokenizer=."
+            )
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # "[SEP]" in a text is text
+        self.vocab: dict[str, int] = tokenizer.get_vocab()
+        self.special = self._special_tokens(folder)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> FastSubwords:
+        """The tokenizer of a checkpoint's folder.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+            )
+        except Exception as error:  # transformers raises its own, its backends' and plain Exceptions
+            raise CheckpointError(
+                f"The tokenizer of {folder} could not be read ({type(error).__name__}: {error}). Copy its "
+                "files from the checkpoint again, or name a folder or hub id that has them with tokenizer=."
+            ) from error
+        return cls(tokenizer, folder)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a raw text, without special tokens, markers or a limit."""
+        ids: list[int] = self._backend.encode(strip_controls(text), add_special_tokens=False).ids
+        return ids
+
+    def ids_of_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of each text; on all cores."""
+        cleaned = [strip_controls(text) for text in texts]
+        return [e.ids for e in self._backend.encode_batch_fast(cleaned, add_special_tokens=False)]
+
+    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+        aligned = align(text, nfkc=False)
+        encoding = self._backend.encode(aligned.text, add_special_tokens=False)
+        spans = []
+        for start, end in encoding.offsets:
+            if start < end:
+                spans.append(aligned.span(start, end))
+            else:  # a token of no character, such as a lone word start
+                at = int(aligned.starts[start]) if start < len(aligned.text) else len(text)
+                spans.append((at, at))
+        return encoding.ids, spans
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._backend.encode_special_tokens = False
+        try:
+            self._tokenizer.save_pretrained(str(folder))
+        finally:
+            self._backend.encode_special_tokens = True
+
+    def _special_tokens(self, folder: Path) -> SpecialTokens:
+        tokenizer = self._tokenizer
+        # PyLate's order: [MASK], else the end of sequence, else padding.
+        candidates = (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        mask = next((i for i in candidates if i is not None), None)
+        # Not the tokenizer's pad token alone: PyLate saves it as [MASK], which RoBERTa's positions are not
+        # counted by. What pads is never attended to and never scored.
+        pad = self.vocab.get("[PAD]", self.vocab.get("<pad>", tokenizer.pad_token_id))
+        if pad is None:
+            pad = mask
+        if mask is None or pad is None:
+            raise CheckpointError(
+                f"The tokenizer of {folder} ({self.name}) has no mask, end or padding token, so queries "
+                "cannot be padded. Take the tokenizer from the ColBERT checkpoint."
+            )
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        start = next(i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+        return SpecialTokens(
+            pad=int(pad),
+            unk=tokenizer.unk_token_id,
+            mask=int(mask),
+            prefix=tuple(full[:start]),
+            suffix=tuple(full[start + len(bare) :]),
+        )

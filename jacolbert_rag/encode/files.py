@@ -1,0 +1,171 @@
+"""The files of a checkpoint: found in a folder or on the hub, read as JSON and as tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jacolbert_rag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SHARDS_FILE = "model.safetensors.index.json"
+
+DEFAULT_MODEL = "default"
+"""The name that an index stores for the bundled checkpoint, which moves with the package."""
+
+# All that a checkpoint of any format is made of; never pickled weights, nor the same model for other runtimes.
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
+NOT_FETCHED = ["onnx/*", "openvino/*", "*.bin", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"]
+
+
+def resolve_folder(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    is_complete: Callable[[Path], bool] = lambda folder: True,
+) -> Path:
+    """The folder that holds a checkpoint's files, fetched only when a hub id is named.
+
+    Args:
+        name: "default" for the bundled model, a folder, or a hub id ("owner/model").
+        revision: branch, tag or commit of a hub id.
+        token: the hub's access token; True takes the one that the user logged in with.
+        cache_dir: the hub's cache, in place of its usual folder.
+        is_complete: whether a cached folder has all that is needed. The network is asked only where
+            it has not.
+
+    Raises:
+        CheckpointError: it is neither a folder nor to be had from the hub.
+    """
+    if name == DEFAULT_MODEL:
+        return Path(str(files("jacolbert_rag"))) / "default_model"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"{name!r} is no folder. Name the folder of a ColBERT checkpoint, a hub id such as "
+            "'answerdotai/JaColBERTv2.5', or nothing for the bundled model. If an index names a model that "
+            "has moved, pass `model=`."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                allow_patterns=FETCHED,
+                ignore_patterns=NOT_FETCHED,
+                local_files_only=local,
+            )
+        )
+
+    try:
+        # What is cached needs no network, so a machine that has been offline since still starts.
+        cached = snapshot(local=True)
+        if is_complete(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return snapshot(local=False)
+    except Exception as error:  # the hub client raises its own and its transport's errors
+        raise CheckpointError(
+            f"{name!r} is no folder here, is not whole in the local hub cache, and could not be fetched "
+            f"({type(error).__name__}: {error}). Check the name, the revision and the network, or name a "
+            "folder."
+        ) from error
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors weights, and a configuration to read them by."""
+    named = (folder / WEIGHTS_FILE).is_file() or _has_all_shards(folder)
+    return named and (folder / CONFIG_FILE).is_file()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index names, as float32.
+
+    Raises:
+        CheckpointError: a file is missing, cut short, or not safetensors.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return _read_tensors(folder / WEIGHTS_FILE)
+    if not (folder / SHARDS_FILE).is_file():
+        pickled = sorted(
+            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
+        )
+        hint = (
+            f"It has {', '.join(pickled)}, which is pickled and may run code when read: convert it to "
+            "safetensors where you trust it."
+            if pickled
+            else "Copy it from the checkpoint."
+        )
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. {hint}")
+    tensors: dict[str, Tensor] = {}
+    for name in _shards(folder):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}, which {SHARDS_FILE} names. Copy it from the checkpoint."
+            )
+        tensors |= _read_tensors(folder / name)
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        CheckpointError: it is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}). Copy it again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, not a JSON object. Copy it again.")
+    return values
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a value as readable JSON."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _has_all_shards(folder: Path) -> bool:
+    return (folder / SHARDS_FILE).is_file() and all((folder / name).is_file() for name in _shards(folder))
+
+
+def _shards(folder: Path) -> list[str]:
+    """File names of the shards; never a path that leads elsewhere."""
+    names = read_json(folder / SHARDS_FILE).get("weight_map", {}).values()
+    return sorted({Path(str(name)).name for name in names})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    # Here, so that a process that only tokenises does not load torch.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {key: value.float() for key, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) is not readable as safetensors ({error}). It was "
+            "probably cut short while copying: copy it again."
+        ) from error

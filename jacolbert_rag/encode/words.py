@@ -1,0 +1,163 @@
+"""Japanese text to WordPiece ids: MeCab words and the longest pieces in a vocabulary."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jacolbert_rag.datatypes import SpecialTokens
+from jacolbert_rag.encode.normalize import align, clean
+from jacolbert_rag.errors import CheckpointError
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+# WordPiece of BERT (transformers: models/bert_japanese, WordpieceTokenizer): a longer word is [UNK].
+MAX_CHARS_PER_WORD = 100
+# Words are Zipfian: a memo this large holds nearly every word met again, and bounds memory.
+MAX_MEMO_WORDS = 200_000
+
+
+class WordSegmenter:
+    """MeCab with unidic-lite: text to words.
+
+    MeCab's lattice lives in the tagger, so each thread has one of its own.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def words(self, cleaned: str) -> list[str]:
+        """Words of a text that went through `clean`, spaces dropped."""
+        tagger = getattr(self._local, "tagger", None)
+        if tagger is None:
+            tagger = self._local.tagger = self._new_tagger()
+        # -Owakati joins the words by spaces and is four times as fast as walking the nodes. What
+        # NFKC leaves of white space ends a word for WordPiece too, so one split serves both.
+        words: list[str] = tagger.parse(cleaned).split()
+        return words
+
+    @staticmethod
+    def _new_tagger() -> Any:
+        import fugashi
+        import unidic_lite
+
+        folder = unidic_lite.DICDIR
+        return fugashi.GenericTagger(f'-d "{folder}" -r "{folder}/mecabrc" -Owakati')
+
+
+class JapaneseWordPiece:
+    """Subword ids identical to transformers' BertJapaneseTokenizer (mecab, unidic_lite, wordpiece).
+
+    Literal "[SEP]" or "[MASK]" in a text are text here, never special tokens: a document must not be
+    able to end itself.
+    """
+
+    name = "BertJapaneseTokenizer (MeCab, unidic-lite, WordPiece)"
+
+    def __init__(
+        self, vocab: Sequence[str], *, lowercase: bool = False, added: dict[str, int] | None = None
+    ) -> None:
+        """Take a vocabulary.
+
+        Args:
+            vocab: the tokens of vocab.txt; a token's id is its row.
+            lowercase: `do_lower_case` of the tokenizer's settings.
+            added: tokens with ids of their own, such as a marker. Text never becomes one.
+
+        Raises:
+            CheckpointError: a token stands there twice, or a special token is not there.
+        """
+        self._pieces = {token: i for i, token in enumerate(vocab)}
+        if len(self._pieces) != len(vocab):
+            raise CheckpointError(
+                f"The vocabulary has {len(vocab)} lines, but only {len(self._pieces)} different ones, so ids "
+                "are not certain. Take vocab.txt from the checkpoint again."
+            )
+        missing = [t for t in (PAD, UNK, CLS, SEP, MASK) if t not in self._pieces]
+        if missing:
+            raise CheckpointError(
+                f"The vocabulary ({len(self._pieces)} tokens) lacks {', '.join(missing)}. A ColBERT needs "
+                "its special tokens: take vocab.txt from the checkpoint again."
+            )
+        self.tokens = tuple(vocab)
+        self.lowercase = lowercase
+        self.added = dict(added or {})
+        self.vocab = self._pieces | self.added
+        self.special = SpecialTokens(
+            pad=self.vocab[PAD],
+            unk=self.vocab[UNK],
+            mask=self.vocab[MASK],
+            prefix=(self.vocab[CLS],),
+            suffix=(self.vocab[SEP],),
+        )
+        self._unknown = (self.vocab[UNK],)
+        self._segmenter = WordSegmenter()
+        self._memo: dict[str, tuple[int, ...]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a raw text, without special tokens, markers or a limit."""
+        ids: list[int] = []
+        memo = self._memo
+        for word in self._segmenter.words(clean(text)):
+            pieces = memo.get(word)
+            ids.extend(self._remember(word) if pieces is None else pieces)
+        return ids
+
+    def ids_of_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of each text."""
+        return [self.ids(text) for text in texts]
+
+    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+        aligned = align(text, nfkc=True)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        position = 0
+        for word in self._segmenter.words(aligned.text):
+            # MeCab drops spaces and nothing else, so the next word is the next occurrence.
+            start = aligned.text.index(word, position)
+            position = start + len(word)
+            pieces = self._remember(word)
+            ids.extend(pieces)
+            for first, last in self._cuts(word, pieces):
+                spans.append(aligned.span(start + first, start + last))
+        return ids, spans
+
+    def _cuts(self, word: str, pieces: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+        """Where in a word each of its pieces lies; the whole word where that is not certain."""
+        lengths = [len(self.tokens[i]) - (2 if n else 0) for n, i in enumerate(pieces)]  # without "##"
+        if pieces == self._unknown or sum(lengths) != len(word):  # lower-casing changed the length
+            yield from [(0, len(word))] * len(pieces)
+            return
+        start = 0
+        for length in lengths:
+            yield start, start + length
+            start += length
+
+    def _remember(self, word: str) -> tuple[int, ...]:
+        pieces = self._memo.get(word)
+        if pieces is None:
+            pieces = self._wordpiece(word.lower() if self.lowercase else word)
+            if len(self._memo) >= MAX_MEMO_WORDS:
+                self._memo.clear()
+            self._memo[word] = pieces
+        return pieces
+
+    def _wordpiece(self, word: str) -> tuple[int, ...]:
+        """Greedy longest match first; a word with a piece that is not in the vocabulary is [UNK]."""
+        if len(word) > MAX_CHARS_PER_WORD:
+            return self._unknown
+        pieces = []
+        start, end = 0, len(word)
+        while start < end:
+            prefix = "##" if start else ""
+            for stop in range(end, start, -1):
+                piece = self._pieces.get(prefix + word[start:stop])
+                if piece is not None:
+                    break
+            else:
+                return self._unknown
+            pieces.append(piece)
+            start = stop
+        return tuple(pieces)

@@ -1,0 +1,268 @@
+"""Other processes that tokenise, or encode on a device of their own, and how work is spread over them.
+
+Each is a fresh interpreter that runs this module and is spoken to through its pipes: JSON and raw arrays,
+nothing pickled. Unlike multiprocessing it never imports the user's script again, so no
+`if __name__ == "__main__"` is asked for, and nothing of the parent's (threads, a CUDA context) is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from jacolbert_rag.datatypes import TokenBatch, TokenEmbeddings
+from jacolbert_rag.errors import JaColBERTError
+
+if TYPE_CHECKING:
+    from jacolbert_rag.encode.checkpoint import Checkpoint
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_HEADER = struct.Struct("<Q")
+
+
+class WorkerError(JaColBERTError):
+    """A process that encodes or tokenises has failed or ended."""
+
+
+class Worker:
+    """One process with the same checkpoint as ours."""
+
+    def __init__(self, order: dict[str, Any], what: str) -> None:
+        """Start a process; it loads what it needs while we go on. Use `tokenizing` or `encoding`."""
+        self._what = what
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jacolbert_rag.encode.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._ask(order)
+
+    @classmethod
+    def tokenizing(cls, checkpoint: Checkpoint) -> Self:
+        """A process that tokenises; it loads neither weights nor torch."""
+        folder = str(checkpoint.tokenizer_folder)
+        return cls({"tokenizer_folder": folder, "config": checkpoint.config.to_json()}, "that tokenises")
+
+    @classmethod
+    def encoding(cls, checkpoint: Checkpoint, device: str, *, dtype: str, compile: bool) -> Self:
+        """A process with the same checkpoint on a device of its own; see `Encoder`."""
+        order = {
+            "source": asdict(checkpoint.source),
+            "config": checkpoint.config.to_json(),
+            "device": device,
+            "dtype": dtype,
+            "compile": compile,
+        }
+        return cls(order, f"on {device}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if kind is not None:  # the caller gave up; what it computes now is for nobody
+            self._process.kill()
+        try:
+            self._process.stdin.close()  # its end of input is its end
+        except BrokenPipeError:
+            pass
+        self._process.wait()
+        self._process.stdout.close()
+
+    def tokens(self, texts: list[str]) -> TokenBatch:
+        """Token ids of documents, as `Tokenizer.documents` gives them."""
+        self._ask(texts)
+        ids, offsets, n_attended, n_cut = self._answer()
+        return TokenBatch(ids, offsets, n_attended, n_cut)
+
+    def documents(self, texts: list[str]) -> tuple[TokenEmbeddings, int]:
+        """Embeddings of documents, and how many were cut, as `Encoder.documents_with_cuts` gives them."""
+        self._ask(texts)
+        flat, offsets, n_cut = self._answer()
+        return TokenEmbeddings(flat, offsets), int(n_cut[0])
+
+    def _ask(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            _send_bytes(self._process.stdin, json.dumps(message).encode("ascii"))
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
+
+    def _answer(self) -> list[npt.NDArray[Any]]:
+        assert self._process.stdout is not None
+        try:
+            header = json.loads(_receive_bytes(self._process.stdout))
+            if "error" in header:
+                raise WorkerError(f"The process {self._what} failed: {header['error']}")
+            return [
+                np.frombuffer(_receive_bytes(self._process.stdout), dtype=dtype).reshape(shape)
+                for dtype, shape in header["arrays"]
+            ]
+        except EOFError as error:
+            raise self._ended() from error
+
+    def _ended(self) -> WorkerError:
+        code = self._process.wait()
+        return WorkerError(
+            f"The process {self._what} ended with exit status {code}. Its own words are on standard error; a "
+            "negative status is a signal, and -9 most often means that the machine ran out of memory."
+        )
+
+
+def map_ordered(
+    function: Callable[[Worker, T], R], workers: Sequence[Worker], items: Iterable[T]
+) -> Iterator[R]:
+    """`function(worker, item)` for each item, on whichever worker is free; results in the items' order.
+
+    At most two items a worker are read ahead, so memory is bounded however long the items are.
+    """
+    free: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def run(item: T) -> R:
+        worker = free.get()
+        try:
+            return function(worker, item)
+        finally:
+            free.put(worker)
+
+    pending: deque[Future[R]] = deque()
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(max_workers=len(workers))
+    try:
+        for item in iterator:
+            pending.append(pool.submit(run, item))
+            if len(pending) >= 2 * len(workers):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _send_bytes(pipe: IO[bytes], data: bytes | memoryview) -> None:
+    pipe.write(_HEADER.pack(len(data)))
+    pipe.write(data)
+
+
+def _receive_bytes(pipe: IO[bytes]) -> bytes:
+    (size,) = _HEADER.unpack(_read_exactly(pipe, _HEADER.size))
+    return _read_exactly(pipe, size)
+
+
+def _read_exactly(pipe: IO[bytes], size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _send_arrays(pipe: IO[bytes], arrays: Sequence[npt.NDArray[Any]]) -> None:
+    header = {"arrays": [(array.dtype.str, array.shape) for array in arrays]}
+    _send_bytes(pipe, json.dumps(header).encode("ascii"))
+    for array in arrays:
+        _send_bytes(pipe, np.ascontiguousarray(array).tobytes())
+    pipe.flush()
+
+
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until the requests end."""
+    order = json.loads(_receive_bytes(requests))
+    try:
+        answer = _encoding(order) if "device" in order else _tokenizing(order)
+    except Exception as error:
+        answer = _failing(error)
+    while True:
+        try:
+            texts = json.loads(_receive_bytes(requests))
+        except EOFError:
+            return
+        try:
+            arrays = answer(texts)
+        except Exception as error:
+            _send_bytes(answers, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii"))
+            answers.flush()
+        else:
+            _send_arrays(answers, arrays)
+
+
+def _failing(error: Exception) -> Callable[[list[str]], list[npt.NDArray[Any]]]:
+    """What a process answers that could not load its checkpoint: why."""
+
+    def answer(texts: list[str]) -> list[npt.NDArray[Any]]:
+        raise error
+
+    return answer
+
+
+def _tokenizing(order: dict[str, Any]) -> Callable[[list[str]], list[npt.NDArray[Any]]]:
+    """What a process answers that only tokenises."""
+    from jacolbert_rag.config import EncoderConfig
+    from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
+
+    subwords = load_subwords(Path(order["tokenizer_folder"]))
+    tokenizer = Tokenizer(subwords, EncoderConfig.from_json(order["config"]))
+
+    def answer(texts: list[str]) -> list[npt.NDArray[Any]]:
+        batch = tokenizer.documents(texts)
+        return [batch.ids, batch.offsets, batch.n_attended, batch.n_cut]
+
+    return answer
+
+
+def _encoding(order: dict[str, Any]) -> Callable[[list[str]], list[npt.NDArray[Any]]]:
+    """What a process answers that has a network."""
+    import warnings
+
+    from jacolbert_rag.config import EncoderConfig
+    from jacolbert_rag.encode import checkpoint
+    from jacolbert_rag.encode.encoder import Encoder
+    from jacolbert_rag.errors import CheckpointWarning
+
+    overrides = EncoderConfig.from_json(order["config"]).overrides()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # the parent has said it
+        loaded = checkpoint.load(**order["source"], overrides=overrides)
+    encoder = Encoder(loaded, device=order["device"], dtype=order["dtype"], compile=order["compile"])
+
+    def answer(texts: list[str]) -> list[npt.NDArray[Any]]:
+        embedded, n_cut = encoder.documents_with_cuts(texts)
+        return [embedded.flat, embedded.offsets, np.array([n_cut])]
+
+    return answer
+
+
+def main() -> None:
+    """Serve the parent process."""
+    # What any library prints goes to standard error; standard output is for answers alone.
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        _serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()
