@@ -132,3 +132,42 @@ def test_vocabulary_without_a_special_token_is_refused() -> None:
 def test_vocabulary_with_a_line_twice_is_refused() -> None:
     with pytest.raises(CheckpointError, match="only .* different ones"):
         JapaneseWordPiece([*tiny_vocab(), "東京"])
+
+
+def real_texts(folder: Path) -> list[str]:
+    """Every passage and question of the real data."""
+    import gzip
+    import json
+
+    texts = []
+    for path in sorted(folder.glob("**/*.jsonl.gz")):
+        if path.parent.name == "weak_pairs":
+            continue
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                texts += [row[key] for key in ("title", "text") if row.get(key)]
+    return texts
+
+
+@pytest.mark.slow
+def test_ids_and_spans_on_every_real_text(shared_data: Path) -> None:
+    from transformers import BertJapaneseTokenizer
+
+    from jacolbert_rag.encode.files import resolve_folder
+    from jacolbert_rag.encode.tokens import load_subwords
+
+    folder = resolve_folder("default")
+    ours = load_subwords(folder)
+    assert isinstance(ours, JapaneseWordPiece)
+    theirs = BertJapaneseTokenizer.from_pretrained(str(folder))
+    texts = list(dict.fromkeys(real_texts(shared_data)))
+    assert len(texts) > 50_000
+    differing = []
+    for start in range(0, len(texts), 1_000):
+        batch = texts[start : start + 1_000]
+        expected = theirs([clean(text) for text in batch], add_special_tokens=False)["input_ids"]
+        differing += [t for t, ids in zip(batch, expected, strict=True) if ours.ids(t) != ids]
+    assert not differing
+    for text in texts:
+        check_spans(ours, text)
