@@ -5,13 +5,16 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format eval
+.PHONY: demo test test-slow lint format eval bench
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
 
-test: $(VENV)/.installed  ## run all tests
-	$(RUN) -m pytest
+test: $(VENV)/.installed  ## run the tests, but for those that take minutes
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed  ## run those that take minutes: every real text, golden vectors, precision
+	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/.installed-lint  ## check style and types
 	$(VENV)/bin/ruff check .
@@ -26,6 +29,12 @@ eval: $(VENV)/.installed  ## measure all systems on the demo corpus
 	$(RUN) -m evals.run --data examples/corpus --split test \
 		--system bm25 --system jacolbert --system jacolbert-exact --json evals/results/demo.json
 
+bench: $(VENV)/.installed .venv-pylate/.installed .venv-sentence-transformers/.installed  ## time the encoder beside its peers
+	$(RUN) -m benchmarks.encoder --pylate .venv-pylate/bin/python \
+		--sentence-transformers .venv-sentence-transformers/bin/python --results benchmarks/results
+	$(RUN) -m benchmarks.memory --results benchmarks/results
+	$(RUN) -m benchmarks.tables
+
 # torch by itself and first: left to another package's requirements, pip would take its newest release.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Making $(VENV): this takes a few minutes, once."
@@ -37,4 +46,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(INSTALL) --group lint
+	@touch $@
+
+# A peer pins other releases than ours, so each has an environment; its file names all that it needs.
+.venv-%/.installed: benchmarks/peers/%.txt constraints.txt
+	@echo "Making .venv-$*: this takes a few minutes, once."
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@

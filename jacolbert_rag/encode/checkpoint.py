@@ -32,6 +32,7 @@ from jacolbert_rag.encode.tokens import (
     JAPANESE_CLASS,
     TOKENIZER_CONFIG_FILE,
     VOCAB_FILE,
+    Subwords,
     Tokenizer,
     has_tokenizer,
     load_subwords,
@@ -141,7 +142,8 @@ def load(
             f"The tokenizer of {tokenizer_folder} has ids up to {highest}, but the weights embed "
             f"{n_embedded} tokens. Take both from the same checkpoint."
         )
-    config, sources = resolve(overrides or {}, found.settings, _model_facts(model, found))
+    stated = _with_marker_prompts(found.settings, subwords)
+    config, sources = resolve(overrides or {}, stated, _model_facts(model))
     reader = Tokenizer(subwords, config)
     if not config.skip_unknown and "skip_unknown" not in (overrides or {}):
         _warn_of_collisions(reader, name)
@@ -283,8 +285,8 @@ def _network(found: Found) -> ColBERT:
         names = [*error.missing, *error.wrong]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(error.missing)} tensors are missing and "
-            f"{len(error.wrong)} have another shape ({shown}). Take both files from the same checkpoint."
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(error.missing)} tensors are missing "
+            f"and {len(error.wrong)} have another shape ({shown}). Take both files from the same checkpoint."
         ) from error
     width = found.projection[0].linear.in_features
     for layer in found.projection:
@@ -302,8 +304,8 @@ def _network(found: Found) -> ColBERT:
     stated = found.settings.get("dim", (width, ""))
     if stated[0] != width:
         raise CheckpointError(
-            f"The projection of {folder} gives {width} dimensions, but {stated[1]} says {stated[0]}. Take all "
-            "files from the same checkpoint."
+            f"The projection of {folder} gives {width} dimensions, but {stated[1]} says {stated[0]}. Take "
+            "all files from the same checkpoint."
         )
     return ColBERT(backbone, found.projection)
 
@@ -317,7 +319,28 @@ def _base_prefix(config: PretrainedConfig) -> str:
     return prefix
 
 
-def _model_facts(model: ColBERT, found: Found) -> dict[str, Any]:
+def _with_marker_prompts(
+    stated: Mapping[str, tuple[Any, str]], subwords: Subwords
+) -> dict[str, tuple[Any, str]]:
+    """Settings in which a prompt that begins with an added token has it as its marker.
+
+    sentence-transformers keeps a marker as the beginning of a prompt: "[Q] ", a token of its own, is read
+    before the text and so stands behind the first token.
+    """
+    settings = dict(stated)
+    for role in ("query", "document"):
+        prompt, source = stated.get(f"{role}_prompt", ("", ""))
+        if stated.get(f"{role}_marker", ("", ""))[0]:
+            continue
+        for token in sorted(subwords.added, key=len, reverse=True):
+            if prompt.startswith(token):
+                settings[f"{role}_marker"] = (token, source)
+                settings[f"{role}_prompt"] = (prompt.removeprefix(token), source)
+                break
+    return settings
+
+
+def _model_facts(model: ColBERT) -> dict[str, Any]:
     """What the weights say, whatever anyone states."""
     positions = getattr(model.config, "max_position_embeddings", None) or 512
     embedded = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
@@ -347,9 +370,9 @@ def _is_complete(folder: Path) -> bool:
 def _warn_of_collisions(tokenizer: Tokenizer, name: str) -> None:
     if symbols := tokenizer.skiplist_collisions():
         warnings.warn(
-            f"The skiplist of {name!r} has {' '.join(symbols)}, which the vocabulary lacks. colbert-ai and PyLate "
-            "skip every unknown token then; this library keeps them, as sentence-transformers does. If the "
-            "model was trained and indexed with the former, pass encoder={'skip_unknown': True}; else "
+            f"The skiplist of {name!r} has {' '.join(symbols)}, which the vocabulary lacks. colbert-ai and "
+            "PyLate skip every unknown token then; this library keeps them, as sentence-transformers does. "
+            "If the model was trained and indexed with the former, pass encoder={'skip_unknown': True}; else "
             "encoder={'skip_unknown': False} silences this.",
             CheckpointWarning,
             stacklevel=4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from jacolbert_rag.encode.normalize import align, strip_controls
 from jacolbert_rag.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
 
 
 class FastSubwords:
@@ -32,16 +37,24 @@ class FastSubwords:
         self.name = type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise CheckpointError(
-                f"The tokenizer of {folder}, {self.name}, has no fast implementation, so it gives no character "
-                f"offsets. Save it with one ({TOKENIZER_FILE}), or name another with tokenizer=."
+                f"The tokenizer of {folder}, {self.name}, has no fast implementation, so it gives no "
+                f"character offsets. Save it with one ({TOKENIZER_FILE}), or name another with tokenizer=."
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._folder = tokenizer, folder
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = True  # "[SEP]" in a text is text
+        # "[SEP]" in a text is text; so is a marker, which PyLate adds as a token that is not special.
+        self._backend.encode_special_tokens = True
+        added = self._backend.get_added_tokens_decoder()
+        self._backend.add_special_tokens(
+            [_as_special(token) for token in added.values() if not token.special]
+        )
+        self.added = {token.content: i for i, token in added.items()}
         self.vocab: dict[str, int] = tokenizer.get_vocab()
         self.special = self._special_tokens(folder)
+        # Unigram models have "</s>" among their pieces, so a text could still end itself.
+        self._reserved = frozenset(self.added.values()) - {self.special.unk}
 
     @classmethod
     def from_folder(cls, folder: Path) -> FastSubwords:
@@ -65,13 +78,14 @@ class FastSubwords:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a raw text, without special tokens, markers or a limit."""
-        ids: list[int] = self._backend.encode(strip_controls(text), add_special_tokens=False).ids
-        return ids
+        return self._plain(self._backend.encode(strip_controls(text), add_special_tokens=False).ids)
 
     def ids_of_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of each text; on all cores."""
         cleaned = [strip_controls(text) for text in texts]
-        return [e.ids for e in self._backend.encode_batch_fast(cleaned, add_special_tokens=False)]
+        return [
+            self._plain(e.ids) for e in self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
+        ]
 
     def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a raw text, and the (start, end) characters of the raw text under each."""
@@ -84,15 +98,20 @@ class FastSubwords:
             else:  # a token of no character, such as a lone word start
                 at = int(aligned.starts[start]) if start < len(aligned.text) else len(text)
                 spans.append((at, at))
-        return encoding.ids, spans
+        return self._plain(encoding.ids), spans
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        self._backend.encode_special_tokens = False
-        try:
-            self._tokenizer.save_pretrained(str(folder))
-        finally:
-            self._backend.encode_special_tokens = True
+        """Copy the tokenizer's files, as they are."""
+        for name in TOKENIZER_FILES:
+            source, target = self._folder / name, folder / name
+            if source.is_file() and not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
+
+    def _plain(self, ids: list[int]) -> list[int]:
+        """The ids of a text, in which reserved ones are unknown."""
+        if self.special.unk is None or self._reserved.isdisjoint(ids):
+            return ids
+        return [self.special.unk if i in self._reserved else i for i in ids]
 
     def _special_tokens(self, folder: Path) -> SpecialTokens:
         tokenizer = self._tokenizer
@@ -119,3 +138,17 @@ class FastSubwords:
             prefix=tuple(full[:start]),
             suffix=tuple(full[start + len(bare) :]),
         )
+
+
+def _as_special(token: Any) -> Any:
+    """An added token that text never becomes."""
+    from tokenizers import AddedToken
+
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=True,
+    )

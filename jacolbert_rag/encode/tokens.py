@@ -37,6 +37,7 @@ class Subwords(Protocol):
 
     name: str
     vocab: dict[str, int]
+    added: dict[str, int]  # tokens that are not pieces of text, such as markers
     special: SpecialTokens
 
     def ids(self, text: str) -> list[int]:
@@ -99,7 +100,7 @@ class Tokenizer:
         return frozenset(ids)
 
     def skiplist_collisions(self) -> tuple[str, ...]:
-        """Symbols of the skiplist that the vocabulary lacks, and would make [UNK] a skipped token elsewhere."""
+        """Symbols of the skiplist that the vocabulary lacks; elsewhere they make [UNK] a skipped token."""
         if self.special.unk is None:
             return ()
         return tuple(symbol for symbol in self.config.skiplist if symbol not in self.vocab)
@@ -120,7 +121,7 @@ class Tokenizer:
         return _batch(rows, [len(row) for row in rows], n_cut)
 
     def queries(self, texts: Iterable[str]) -> TokenBatch:
-        """Special tokens, marker, text and [MASK]s, padded by the rule; cut where the rule or the model ends."""
+        """Special tokens, marker, text and [MASK]s, by the rule; cut where it or the model ends."""
         most = self.config.max_positions
         rows, n_cut = self._framed(
             texts, self.query_marker_id, self.config.query_prompt, self.query_length.longest(most)
@@ -268,8 +269,8 @@ def _load_japanese(folder: Path, settings: dict[str, Any], vocab: list[str] | No
     }
     if found != expected or kwargs.get("mecab_option") or kwargs.get("normalize_text") is False:
         raise CheckpointError(
-            f"{folder / TOKENIZER_CONFIG_FILE} asks for {found}; expected {expected}, as the JaColBERT family "
-            "has, without further MeCab options. Use such a checkpoint."
+            f"{folder / TOKENIZER_CONFIG_FILE} asks for {found}; expected {expected}, as the JaColBERT "
+            "family has, without further MeCab options. Use such a checkpoint."
         )
     added = {str(token): int(i) for token, i in read_json(folder / ADDED_TOKENS_FILE).items()}
     for i, token in (settings.get("added_tokens_decoder") or {}).items():
