@@ -111,7 +111,7 @@ class QueryLength:
 
 
 class EncoderOverrides(TypedDict, total=False):
-    """Settings of `EncoderConfig` that a caller may put in place of the checkpoint's: all but the weights'."""
+    """Settings of `EncoderConfig` that a caller may put in place of the checkpoint's."""
 
     document_length: int
     query_length: str

@@ -3,6 +3,7 @@
 Needs langchain-core alone: `pip install 'jacolbert-rag[langchain]'`. Documents keep their ids and metadata
 both ways, and documents that were passed in are never changed. A document without an id gets one from its
 text and metadata, so the same document added twice, in one call or in two, is stored once.
+`JaColBERTTextSplitter` is here too, where langchain-text-splitters is installed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter as JaColBERTTextSplitter
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 
@@ -388,6 +390,15 @@ class JaColBERTReranker(BaseDocumentCompressor):
             document.metadata["relevance_score"] = hit.score
             ranked.append(document)
         return ranked
+
+
+def __getattr__(name: str) -> Any:
+    """JaColBERTTextSplitter from its own module when it is asked for: it needs another package (PEP 562)."""
+    if name != "JaColBERTTextSplitter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter
+
+    return JaColBERTTextSplitter
 
 
 def _engine_class() -> type[Engine]:

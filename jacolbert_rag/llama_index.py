@@ -1,4 +1,4 @@
-"""LlamaIndex's retriever and node postprocessor over a JaColBERTRetriever.
+"""LlamaIndex's retriever, node postprocessor and node parser over a JaColBERTRetriever.
 
 Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`. A node is stored whole, so it comes
 back with its id, metadata, relationships and excluded keys. Documents that came into an index another way
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions
 from jacolbert_rag.datatypes import Document
+from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
 try:
@@ -24,6 +25,8 @@ try:
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
     from llama_index.core.ingestion import run_transformations
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.node_parser import NodeParser
+    from llama_index.core.node_parser.node_utils import build_nodes_from_splits, default_id_func
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import (
         BaseNode,
@@ -36,7 +39,9 @@ try:
         TransformComponent,
     )
     from llama_index.core.schema import Document as LlamaIndexDocument
+    from llama_index.core.utils import get_tqdm_iterable
     from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+    from pydantic import computed_field
 except ModuleNotFoundError as error:
     # `llama_index` is a namespace: another package of it may be there without the core.
     if error.name not in ("llama_index", "llama_index.core"):
@@ -268,6 +273,136 @@ class JaColBERTRerank(BaseNodePostprocessor):
                 node = node.model_copy(update={"metadata": metadata})
             ranked.append(NodeWithScore(node=node, score=hit.score))
         return ranked
+
+
+class JaColBERTNodeParser(NodeParser):
+    """Parses documents into nodes of whole Japanese sentences that the model reads to their end.
+
+        parser = JaColBERTNodeParser.from_retriever(retriever.engine)
+        retriever.add_nodes(parser.get_nodes_from_documents(documents))
+
+    A node's id is made from its document's and from what it says, so that a changed document gives new ids
+    only where it has changed; `id_func` makes others. `start_char_idx` and `end_char_idx` are exact.
+
+    Attributes:
+        splitter: the `jacolbert_rag.encode.splitter.Splitter`; not serialized.
+        model_name: whose tokens are counted; for caches, which look at what is serialized.
+        metadata_mode: which metadata is read before a node's text, and so takes tokens; as in
+            `JaColBERTRetriever`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    splitter: Any = Field(exclude=True, repr=False)
+    model_name: str = ""
+    metadata_mode: MetadataMode = MetadataMode.NONE
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of this component in LlamaIndex's serialization."""
+        return "JaColBERTNodeParser"
+
+    @classmethod
+    def from_retriever(
+        cls,
+        engine: Engine,
+        *,
+        budget: int | None = None,
+        overlap: int = 0,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+    ) -> Self:
+        """A parser for the model of a framework-free retriever.
+
+        Args:
+            engine: a `jacolbert_rag.JaColBERTRetriever`, such as the `engine` of the adapters.
+            budget: most tokens of a node; None for what the model reads of a document.
+            overlap: most tokens that a node repeats from the one before.
+            metadata_mode: see `JaColBERTNodeParser`.
+            callback_manager: is told of parsing.
+        """
+        return cls(
+            splitter=Splitter.for_tokenizer(engine.encoder.tokenizer, budget=budget, overlap=overlap),
+            model_name=engine.encoder.checkpoint.name,
+            metadata_mode=metadata_mode,
+            callback_manager=callback_manager or CallbackManager([]),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        budget: int | None = None,
+        overlap: int = 0,
+        metadata_mode: MetadataMode = MetadataMode.NONE,
+        callback_manager: CallbackManager | None = None,
+        **options: Unpack[ModelOptions],
+    ) -> Self:
+        """A parser for a model that is not loaded yet; see `from_retriever`.
+
+        The other arguments and what is raised are those of its `from_pretrained`.
+        """
+        return cls.from_retriever(
+            _engine_class().from_pretrained(model, **options),
+            budget=budget,
+            overlap=overlap,
+            metadata_mode=metadata_mode,
+            callback_manager=callback_manager,
+        )
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def budget(self) -> int:
+        """Most tokens of a node."""
+        return int(self.splitter.budget)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def overlap(self) -> int:
+        """Most tokens that a node repeats from the one before."""
+        return int(self.splitter.overlap)
+
+    def _parse_nodes(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> list[BaseNode]:
+        parsed: list[BaseNode] = []
+        for node in get_tqdm_iterable(nodes, show_progress, "Parsing nodes"):
+            parsed += self._chunks(node)
+        return parsed
+
+    async def _aparse_nodes(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> list[BaseNode]:
+        # The base class would count tokens on the event loop.
+        return await asyncio.to_thread(self._parse_nodes, nodes, show_progress=show_progress, **kwargs)
+
+    def _chunks(self, node: BaseNode) -> list[TextNode]:
+        """A node in nodes that fit; one of its own where it fits whole."""
+        title = _title(node, self.metadata_mode)
+        chunks = self.splitter.chunks(node.get_content(MetadataMode.NONE), title=title)
+        texts = [chunk.text for chunk in chunks]
+        ids = chunk_ids(node.node_id, texts, title=title)
+        id_func = (lambda i, _: ids[i]) if self.id_func is default_id_func else self.id_func
+        built = build_nodes_from_splits(texts, node, id_func=id_func)
+        # A node of a document gives nodes of that document, so places are those in it.
+        first = 0
+        if isinstance(node, TextNode) and node.source_node is not None:
+            first = node.start_char_idx or 0
+        for new, chunk in zip(built, chunks, strict=True):
+            new.start_char_idx, new.end_char_idx = first + chunk.start, first + chunk.end
+        return built
+
+    def _postprocess_parsed_nodes(
+        self, nodes: list[BaseNode], parent_doc_map: dict[str, LlamaIndexDocument]
+    ) -> list[BaseNode]:
+        """Metadata and relationships by the base class, without the positions that it searches for."""
+        places = [(n.start_char_idx, n.end_char_idx) for n in nodes if isinstance(n, TextNode)]
+        nodes = super()._postprocess_parsed_nodes(nodes, parent_doc_map)
+        text_nodes = [node for node in nodes if isinstance(node, TextNode)]
+        for node, (start, end) in zip(text_nodes, places, strict=True):
+            node.start_char_idx, node.end_char_idx = start, end
+        return nodes
 
 
 def _engine_class() -> type[Engine]:

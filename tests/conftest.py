@@ -35,8 +35,9 @@ def fuzz_texts(n: int, *, seed: int = 7) -> list[str]:
     """Random strings of what stands in Japanese documents, and of what should not."""
     rng = random.Random(seed)
     pieces = [
-        "東京", "ｻｰﾊﾞｰ", "サーバ", "々", "ー", "𠮷", "髙", "㌔", "①", "½", "か゛", "か\u3099", "\u3000", " ", "\n",
-        "\t", "\r\n", "！？", "。", "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é", "e\u0301",
+        "東京", "ｻｰﾊﾞｰ", "サーバ", "々", "ー", "𠮷", "髙", "㌔", "①", "½", "か゛", "か\u3099", "\u3000", " ",
+        "\n", "\t", "\r\n", "！？", "。", "、", "「", "」", "ABC", "ｘｙｚ", "3,776", "🙂", "👨‍👩‍👧", "é",
+        "e\u0301",
         "한국", "\u200b", "\ufeff", "…", "\x07", "\0", "\ud800", "\x85", "\u2028", "\xa0",
         *string.punctuation,
     ]  # fmt: skip

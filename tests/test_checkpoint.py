@@ -1,4 +1,4 @@
-"""Checkpoints: every format built small, loaded, saved and loaded again; and what is wrong with broken ones."""
+"""Checkpoints: every format built small, loaded, saved and loaded again; broken ones refused."""
 
 from __future__ import annotations
 

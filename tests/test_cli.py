@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jacolbert_rag import JaColBERTRetriever
+from jacolbert_rag import Document, JaColBERTRetriever
 from jacolbert_rag.cli import _sections, app
+from jacolbert_rag.encode.encoder import Encoder
 from tests.conftest import SENTENCES
 
 runner = CliRunner()
@@ -79,17 +80,21 @@ def test_text_markdown_and_packed_files(tiny_model: Path, tmp_path: Path) -> Non
     documents = {
         d.id.removeprefix(folder.resolve().as_posix()): d for d in JaColBERTRetriever.load(tmp_path / "i")
     }
-    assert documents["/手引き.md#1"].text == "前書き。"
-    assert (documents["/手引き.md#2"].title, documents["/手引き.md#2"].text) == ("経費", "精算は5日まで。")
-    assert documents["/手引き.md#3"].title == "出張"
+    assert (documents["/手引き.md"].title, documents["/手引き.md"].text) == ("手引き", "前書き。")
+    assert (documents["/手引き.md#経費"].title, documents["/手引き.md#経費"].text) == (
+        "経費",
+        "精算は5日まで。",
+    )
+    assert documents["/手引き.md#経費/出張"].title == "出張"
     assert documents["r1"].text == "記録の本文。"
     memo = [d for key, d in documents.items() if key.startswith("/メモ.txt")]
     assert len(memo) > 1  # 30 sentences are more than the 64 tokens that the tiny model reads
     assert sum(d.text.count("琵琶湖") for d in memo) == 30
+    assert {d.metadata["chunk"]["document_id"] for d in memo} == {f"{folder.resolve().as_posix()}/メモ.txt"}
     assert all(d.metadata["source"].endswith("メモ.txt") for d in memo)
 
 
-def test_passages_that_a_file_has_lost_go(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_sections_that_a_file_has_lost_go(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.md"
     path.write_text("# 一\n本文一。\n# 二\n本文二。\n# 三\n本文三。\n", encoding="utf-8")
     run("index", path, "--out", tmp_path / "i", "--model", tiny_model)
@@ -97,15 +102,104 @@ def test_passages_that_a_file_has_lost_go(tiny_model: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     run("index", "a.md", "--out", "i")  # the same file under another name
     assert [d.text for d in JaColBERTRetriever.load(tmp_path / "i")] == ["本文一。"]
+    path.write_text("\n", encoding="utf-8")
+    run("index", "a.md", "--out", "i")
+    assert len(JaColBERTRetriever.load(tmp_path / "i")) == 0
+
+
+def test_only_what_a_file_has_changed_is_indexed_anew(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    def section(heading: str, sentences: list[str]) -> str:
+        return f"# {heading}\n" + "\n".join(sentences) + "\n"
+
+    def index_file(text: str) -> tuple[list[str], str]:
+        encoded: list[str] = []
+        encode = Encoder.documents_with_cuts
+
+        def watched(self: Encoder, texts: list[str], **kwargs):
+            encoded.extend(texts)
+            return encode(self, texts, **kwargs)
+
+        (tmp_path / "a.md").write_text(text, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "documents_with_cuts", watched)
+            args = () if (tmp_path / "i").exists() else ("--model", tiny_model)
+            done = run("index", tmp_path / "a.md", "--out", tmp_path / "i", *args)
+        return encoded, done.stderr
+
+    def stored() -> str:
+        documents = JaColBERTRetriever.load(tmp_path / "i")
+        return "".join(sorted("".join(d.text for d in documents).replace("\n", "")))
+
+    one, two = section("一", SENTENCES), section("二", SENTENCES[::-1] * 2)
+    first, said = index_file(one + two)
+    assert len(first) > 6
+    assert "2 documents indexed, 0 unchanged" in said
+    encoded, said = index_file(one + section("間", ["新しい節。"]) + two)
+    assert encoded == ["間 新しい節。"]
+    assert "1 documents indexed, 2 unchanged" in said
+    encoded, said = index_file(one.replace("富士山", "愛宕山") + two)
+    assert 0 < len(encoded) < len(first) / 2
+    assert "1 documents indexed, 1 unchanged" in said
+    assert stored() == "".join(sorted("".join(SENTENCES * 3).replace("富士山", "愛宕山", 1)))
+    assert index_file(one.replace("富士山", "愛宕山") + two)[0] == []
+
+
+def test_sections_of_the_same_heading_and_files_of_like_names(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# 例\n一。\n# 例\n二。\n# 例-2\n三。\n", encoding="utf-8")
+    (tmp_path / "a.md#b.md").write_text("# 例\n四。\n", encoding="utf-8")
+    run("index", tmp_path, "--out", tmp_path / "i", "--model", tiny_model)
+    (tmp_path / "a.md").write_text("# 例\n一。\n", encoding="utf-8")
+    retriever = JaColBERTRetriever.load(tmp_path / "i")
+    found = {d.id.removeprefix(tmp_path.resolve().as_posix()): d.text for d in retriever}
+    assert found == {
+        "/a.md#例": "一。",
+        "/a.md#例-2": "二。",
+        "/a.md#例-2-2": "三。",
+        "/a.md#b.md#例": "四。",
+    }
+    run("index", tmp_path / "a.md", "--out", tmp_path / "i")
+    assert [d.text for d in JaColBERTRetriever.load(tmp_path / "i")] == ["一。", "四。"]
+
+
+def test_numbered_passages_of_version_0_1_0_go(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# 一\n本文一。\n", encoding="utf-8")
+    source = path.resolve().as_posix()
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model)
+    retriever.add([Document(f"{source}#{i}", "本文。", {"source": source}, "一") for i in (1, 2)])
+    retriever.save(tmp_path / "i")
+    run("index", path, "--out", tmp_path / "i")
+    assert JaColBERTRetriever.load(tmp_path / "i").ids() == [f"{source}#一"]
+
+
+def test_long_json_documents_are_split(index: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": "長", "title": "湖", "text": "".join(SENTENCES * 2), "metadata": {"n": 1}},
+        {"id": "短", "text": "湖。"},
+    ]
+    result = run("index", write_json_lines(tmp_path / "b.jsonl", rows), "--out", index)
+    assert "2 documents indexed, 0 unchanged" in result.stderr
+    retriever = JaColBERTRetriever.load(index)
+    chunks = retriever.get(retriever.ids("長#"))
+    assert len(chunks) > 3
+    assert all(d.title == "湖" and d.metadata["n"] == 1 for d in chunks)
+    rows[0]["text"] = "短くなった。"
+    assert (
+        "1 documents indexed, 1 unchanged"
+        in run("index", write_json_lines(tmp_path / "b.jsonl", rows), "--out", index).stderr
+    )
+    assert JaColBERTRetriever.load(index).ids("長") == ["長"]
 
 
 def test_markdown_headings() -> None:
-    text = "前\n# 表題 #\n本文\n## C#\n型\n#\n空\n```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n### 終\n"
-    assert _sections(text) == [
-        ("", "前\n"),
-        ("表題", "本文\n"),
-        ("C#", "型\n#\n空\n```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n"),
-        ("終", ""),
+    code = "```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n"
+    assert _sections(f"前\n# 表題 #\n本文\n## C#\n型\n#\n空\n{code}#### 終\n## 次\n# 後\n") == [
+        ((), "前\n"),
+        (("表題",), "本文\n"),
+        (("表題", "C#"), f"型\n#\n空\n{code}"),
+        (("表題", "C#", "終"), ""),
+        (("表題", "次"), ""),
+        (("後",), ""),
     ]
 
 

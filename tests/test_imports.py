@@ -18,32 +18,55 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "datatypes": {"errors"},
     "config": {"errors"},
-    "encode.tokens": BASE,
-    "encode.splitter": BASE | {"encode.tokens"},
+    "progress": set(),
+    "encode.normalize": BASE,
+    "encode.files": BASE,
+    "encode.words": BASE | {"encode.normalize"},
+    "encode.fast": BASE | {"encode.normalize"},
+    "encode.tokens": BASE | {"encode.fast", "encode.files", "encode.words"},
+    "encode.workers": BASE | {"encode", "encode.checkpoint", "encode.encoder", "encode.tokens"},
+    "encode.sentences": BASE,
+    "encode.splitter": BASE | {"encode.sentences", "encode.tokens"},
     "encode.model": BASE,
-    "encode.checkpoint": BASE | {"encode.model", "encode.tokens"},
-    "encode.encoder": BASE | {"encode.tokens", "encode.model", "encode.checkpoint"},
+    "encode.formats": BASE | {"encode.files", "encode.model"},
+    "encode.checkpoint": BASE | {"encode", "encode.fast", "encode.files", "encode.formats", "encode.model",
+                                 "encode.tokens", "encode.words"},
+    "encode.encoder": BASE | {"encode.checkpoint", "encode.model", "encode.normalize", "encode.workers",
+                              "progress"},
     "index.pooling": BASE,
     "index.store": BASE,
     "index.candidates": BASE,
     "index.maxsim": BASE,
-    "retriever": BASE | {"encode", "encode.checkpoint", "encode.encoder", "index.candidates", "index.maxsim",
-                         "index.pooling", "index.store", "langchain", "llama_index"},
-    "langchain": BASE | {"retriever", "encode.splitter"},
+    "retriever": BASE | {"encode", "encode.checkpoint", "encode.encoder", "encode.splitter",
+                         "index.candidates", "index.maxsim", "index.pooling", "index.store",
+                         "langchain", "llama_index", "progress"},
+    "langchain": BASE | {"retriever", "langchain_splitter"},
+    "langchain_splitter": BASE | {"retriever", "encode.splitter"},
     "llama_index": BASE | {"retriever", "encode.splitter"},
-    "cli": BASE | {"retriever", "encode.splitter", "index.store"},
+    "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
+                      "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},
+    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index.store"},
 }  # fmt: skip
 
 # Third-party homes: a package may be imported by these modules only.
 HOMES = {
     "voyager": {"index.candidates"},
-    "transformers": {"encode.model", "encode.checkpoint"},
-    "huggingface_hub": {"encode.checkpoint"},
-    "safetensors": {"encode.checkpoint"},
-    "torch": {"encode.model", "encode.checkpoint", "encode.encoder", "index.maxsim"},
+    "transformers": {"encode.model", "encode.checkpoint", "encode.fast", "doctor"},
+    "huggingface_hub": {"encode.files"},
+    "safetensors": {"encode.files", "encode.formats"},
+    "torch": {
+        "encode.model",
+        "encode.checkpoint",
+        "encode.encoder",
+        "encode.files",
+        "encode.formats",
+        "index.maxsim",
+        "doctor",
+    },
     "scipy": {"index.pooling"},
-    "fugashi": {"encode.tokens"},
-    "langchain_core": {"langchain"},
+    "fugashi": {"encode.words"},
+    "langchain_core": {"langchain", "langchain_splitter"},
+    "langchain_text_splitters": {"langchain_splitter"},
     "llama_index": {"llama_index"},
     "typer": {"cli"},
 }
@@ -125,6 +148,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert not loaded_after("import jacolbert_rag.cli") & HEAVY
+
+
+def test_tokenizing_loads_no_network() -> None:
+    # Processes that only tokenise start in a moment, and hold no copy of torch.
+    assert not loaded_after("import jacolbert_rag.encode.workers, jacolbert_rag.encode.tokens") & HEAVY
 
 
 def test_retriever_loads_no_framework() -> None:

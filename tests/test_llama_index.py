@@ -6,12 +6,14 @@ import asyncio
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_index.core import QueryBundle
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -33,7 +35,9 @@ from pydantic import ValidationError
 from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
-from jacolbert_rag.llama_index import JaColBERTRerank, JaColBERTRetriever
+from jacolbert_rag.encode.splitter import is_chunk_of
+from jacolbert_rag.llama_index import JaColBERTNodeParser, JaColBERTRerank, JaColBERTRetriever
+from tests.test_splitter import GUIDE
 
 QUERY = "日本で一番大きい湖はどこですか？"
 
@@ -80,7 +84,7 @@ def filled(engine: Engine) -> JaColBERTRetriever:
     return filled
 
 
-def meet(engine: Engine, method: str, n: int, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+def meet(engine: Any, method: str, n: int, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """Make calls of a method wait until n of them run at once; the threads they ran in."""
     barrier, threads, call = threading.Barrier(n), [], getattr(engine, method)
 
@@ -319,6 +323,121 @@ class TestRerank:
         )
         assert found == [expected, expected]
         assert threading.main_thread() not in threads
+
+
+class TestNodeParser:
+    @pytest.fixture
+    def parser(self, retriever: Engine) -> JaColBERTNodeParser:
+        return JaColBERTNodeParser.from_retriever(retriever)
+
+    @pytest.mark.parametrize("text", [GUIDE, GUIDE.replace("\n", "\r\n"), "\n " + "琵琶湖は広い。" * 150])
+    @pytest.mark.parametrize("overlap", [0, 20])
+    def test_nodes_know_their_place(self, retriever: Engine, text: str, overlap: int):
+        parser = JaColBERTNodeParser.from_retriever(retriever, overlap=overlap)
+        document = Document(id_="手引", text=text, metadata={"頁": 1}, excluded_llm_metadata_keys=["頁"])
+        before = document.model_dump()
+        nodes = parser.get_nodes_from_documents([document, Document(id_="短", text="短い文。")])
+        assert document.model_dump() == before
+        *chunks, short = nodes
+        assert len(chunks) > 10
+        expected = [(c.start, c.end, c.text) for c in parser.splitter.chunks(text)]
+        assert [(n.start_char_idx, n.end_char_idx, n.text) for n in chunks] == expected
+        for node in chunks:
+            assert is_chunk_of(node.node_id, "手引")
+            assert node.source_node == document.as_related_node_info()
+            assert (node.metadata, node.excluded_llm_metadata_keys) == ({"頁": 1}, ["頁"])
+        for node, following in pairwise(chunks):
+            assert node.next_node.node_id == following.node_id
+            assert following.prev_node.node_id == node.node_id
+        assert chunks[0].prev_node is chunks[-1].next_node is short.prev_node is None
+        assert (short.text, short.start_char_idx, short.end_char_idx) == ("短い文。", 0, 4)
+        assert short.ref_doc_id == "短" != short.node_id
+
+    def test_a_model_reads_nodes_whole_with_their_metadata(self, retriever: Engine):
+        parser = JaColBERTNodeParser.from_retriever(retriever, metadata_mode=MetadataMode.EMBED)
+        document = Document(text=GUIDE, metadata={"部署": "総務", "分類": "手引"})
+        nodes = parser([document])
+        adapter = JaColBERTRetriever(retriever, metadata_mode=MetadataMode.EMBED)
+        adapter.add_nodes(nodes)  # without a TruncationWarning
+        assert all(stored.passage.startswith("部署: 総務\n分類: 手引 ") for stored in retriever)
+        plain = JaColBERTNodeParser.from_retriever(retriever)([document])
+        assert len(plain) < len(nodes)
+
+    def test_an_edit_keeps_the_ids_of_other_nodes(self, parser: JaColBERTNodeParser):
+        before = {node.node_id for node in parser([Document(id_="手引", text=GUIDE)])}
+        after = {node.node_id for node in parser([Document(id_="手引", text="新しい文。" + GUIDE)])}
+        assert len(after - before) <= 4
+        assert before != {node.node_id for node in parser([Document(id_="別", text=GUIDE)])}
+
+    def test_in_a_pipeline_and_a_retriever(self, parser: JaColBERTNodeParser, tiny_model: Path):
+        documents = [Document(id_="手引", text=GUIDE)]
+        pipeline = IngestionPipeline(transformations=[parser])
+        nodes = pipeline.run(documents=documents)
+        assert nodes == parser.get_nodes_from_documents(documents)
+        assert pipeline.run(documents=documents) == nodes  # from the cache
+        retriever = JaColBERTRetriever.from_nodes(nodes, model=tiny_model, similarity_top_k=1)
+        (found,) = retriever.retrieve(nodes[3].text)
+        assert found.node == nodes[3]
+        same = JaColBERTRetriever.from_documents(documents, transformations=[parser], model=tiny_model)
+        assert {d.id for d in same.engine} == {n.node_id for n in nodes}
+
+    def test_caches_tell_parsers_apart(self, retriever: Engine):
+        documents = [Document(id_="手引", text=GUIDE)]
+        pipeline = IngestionPipeline(transformations=[JaColBERTNodeParser.from_retriever(retriever)])
+        n = len(pipeline.run(documents=documents))
+        pipeline.transformations = [JaColBERTNodeParser.from_retriever(retriever, budget=20)]
+        assert len(pipeline.run(documents=documents)) > 2 * n
+
+    async def test_parses_off_the_loop(self, parser: JaColBERTNodeParser, monkeypatch: pytest.MonkeyPatch):
+        documents = [Document(id_="手引", text=GUIDE)]
+        expected = parser.get_nodes_from_documents(documents)
+        threads = meet(JaColBERTNodeParser, "_parse_nodes", 2, monkeypatch)
+        found = await asyncio.gather(*(parser.aget_nodes_from_documents(documents) for _ in range(2)))
+        assert found == [expected] * 2
+        assert threading.main_thread() not in threads
+
+    def test_nodes_of_nodes_are_of_the_document(self, parser: JaColBERTNodeParser):
+        document = Document(id_="手引", text=GUIDE)
+        halves = SentenceSplitter(chunk_size=400, chunk_overlap=0)([document])
+        assert len(halves) > 1
+        nodes = parser(halves)
+        assert {node.ref_doc_id for node in nodes} == {"手引"}
+        for node in nodes:
+            assert node.text == GUIDE[node.start_char_idx : node.end_char_idx]
+        loose = parser([TextNode(id_="節", text=GUIDE, start_char_idx=7)])
+        assert loose[0].ref_doc_id == "節"
+        assert all(n.text == GUIDE[n.start_char_idx : n.end_char_idx] for n in loose)
+
+    def test_callbacks_and_settings_of_the_base_class(self, retriever: Engine):
+        debug = LlamaDebugHandler(print_trace_on_end=False)
+        parser = JaColBERTNodeParser.from_retriever(retriever, callback_manager=CallbackManager([debug]))
+        nodes = parser.get_nodes_from_documents([Document(id_="手引", text=GUIDE, metadata={"頁": 1})])
+        ((_, end),) = debug.get_event_pairs(CBEventType.NODE_PARSING)
+        assert end.payload["nodes"] == nodes
+        bare = JaColBERTNodeParser(
+            splitter=parser.splitter,
+            include_metadata=False,
+            include_prev_next_rel=False,
+            id_func=lambda i, document: f"{document.node_id}/{i}",
+        )([Document(id_="手引", text=GUIDE, metadata={"頁": 1})])
+        assert [node.node_id for node in bare] == [f"手引/{i}" for i in range(len(bare))]
+        assert all(
+            node.metadata == {} and set(node.relationships) == {NodeRelationship.SOURCE} for node in bare
+        )
+
+    def test_is_serialized_without_the_splitter(self, parser: JaColBERTNodeParser, tiny_model: Path):
+        data = parser.to_dict()
+        assert "splitter" not in data
+        assert (data["class_name"], data["budget"], data["overlap"]) == ("JaColBERTNodeParser", 61, 0)
+        assert data["model_name"] == str(tiny_model.resolve())
+        assert "splitter" not in repr(parser)
+        with pytest.raises(ValidationError):
+            JaColBERTNodeParser(splitter=parser.splitter, nothing=1)
+
+    def test_from_pretrained(self, tiny_model: Path):
+        parser = JaColBERTNodeParser.from_pretrained(tiny_model, overlap=5, document_length=40)
+        assert (parser.budget, parser.overlap) == (37, 5)
+        assert parser.get_nodes_from_documents([Document(text=" \n")]) == []
 
 
 def test_either_framework_reads_the_others_index(retriever: Engine):

@@ -130,20 +130,24 @@ def test_existing_id_is_replaced(filled: JaColBERTRetriever) -> None:
     assert next(hit.document for hit in hits if hit.id == "d5") == new
 
 
-def test_upsert_leaves_unchanged_documents_alone(
-    filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded: list[str] = []
+@pytest.fixture
+def encoded(filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passages that `filled` encodes from here on."""
+    passages: list[str] = []
     original = filled.encoder.documents_with_cuts
     monkeypatch.setattr(
         filled.encoder,
         "documents_with_cuts",
-        lambda texts, **kw: (encoded.extend(texts), original(texts, **kw))[1],
+        lambda texts, **kw: (passages.extend(texts), original(texts, **kw))[1],
     )
+    return passages
+
+
+def test_upsert_leaves_unchanged_documents_alone(filled: JaColBERTRetriever, encoded: list[str]) -> None:
     documents = numbered(61)
-    documents[3] = Document("d3", documents[3].text, {"n": "変更"})
+    documents[3] = Document("d3", "時々、カフェで本を読む。", {"n": "変更"})
     assert filled.upsert(documents) == ["d3", "d60"]
-    assert len(encoded) == 2
+    assert encoded == [documents[3].text, documents[60].text]
     assert filled.get(["d3"])[0].metadata == {"n": "変更"}
     assert filled.upsert(documents) == []
     # JSON has no tuples and only string keys: what comes back differs, but is not taken for a change.
@@ -151,6 +155,20 @@ def test_upsert_leaves_unchanged_documents_alone(
     assert filled.upsert([odd]) == ["odd"]
     assert filled.upsert([odd]) == []
     assert filled.get(["odd"])[0].metadata == {"範囲": [1, 2], "3": "x"}
+
+
+def test_upsert_of_other_metadata_encodes_nothing(filled: JaColBERTRetriever, encoded: list[str]) -> None:
+    before = {hit.id: hit.score for hit in filled.search("琵琶湖の人口", k=60)}
+    documents = [Document(d.id, d.text, {"版": 2}) for d in numbered(60)]
+    assert filled.upsert(documents) == [d.id for d in documents]
+    assert encoded == []
+    assert filled.get([d.id for d in documents]) == documents
+    after = {hit.id: hit.score for hit in filled.search("琵琶湖の人口", k=60)}
+    assert after == pytest.approx(before, abs=1e-5)
+    # Title and text are read as one, so moving words from one to the other changes nothing that is read.
+    filled.upsert([Document("題", "人口は多い。", title="東京")])
+    assert filled.upsert([Document("題", "東京 人口は多い。")]) == ["題"]
+    assert encoded == ["東京 人口は多い。"]
 
 
 def test_text_given_twice_is_stored_once(retriever: JaColBERTRetriever) -> None:
@@ -466,12 +484,12 @@ def test_corpus_that_only_changes_does_not_grow_its_lists(tiny_model: Path) -> N
 
 
 def test_query_rule_and_revision_are_remembered(tiny_model: Path, tmp_path: Path) -> None:
-    retriever = JaColBERTRetriever.from_pretrained(tiny_model, query_length="fixed:16")
+    retriever = JaColBERTRetriever.from_pretrained(tiny_model, query_length="fixed(16)")
     retriever.add(SENTENCES)
     retriever.save(tmp_path / "i")
     loaded = JaColBERTRetriever.load(tmp_path / "i")
     assert loaded.search("琵琶湖", k=3) == retriever.search("琵琶湖", k=3)
-    assert loaded.encoder.checkpoint.config.query_length == "fixed:16"
+    assert loaded.encoder.checkpoint.config.query_length == "fixed(16)"
     other = JaColBERTRetriever.load(tmp_path / "i", query_length="paper")
     assert other.encoder.checkpoint.config.query_length == "paper"
     manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
@@ -549,3 +567,108 @@ def test_ties_go_to_the_document_that_was_added_first(retriever: JaColBERTRetrie
 
 def test_scores_are_plain_floats(filled: JaColBERTRetriever) -> None:
     assert all(type(hit.score) is float and np.isfinite(hit.score) for hit in filled.search("湖", k=60))
+
+
+# Long documents, split.
+
+HANDBOOK = "\n\n".join(
+    f"第{i + 1}章 {place}\n{place}の規程は{i + 1}番である。" + "".join(SENTENCES[i:] + SENTENCES[:i])
+    for i, place in enumerate(["琵琶湖", "富士山", "東京", "京都", "北海道", "滋賀県", "静岡県", "山梨県"])
+)
+
+
+def test_long_documents_are_stored_as_chunks(retriever: JaColBERTRetriever) -> None:
+    long = Document("手引", HANDBOOK, {"部署": "総務"}, title="規程集")
+    given = retriever.add([Document("短", "東京は首都だ。"), long, SENTENCES[0]], split=True)  # no warning
+    assert given[0] == "短"
+    assert given[-1] == Document.from_text(SENTENCES[0]).id
+    assert len(given) == len(set(given)) == len(retriever) > 10
+    chunks = retriever.get(given[1:-1])
+    for chunk in chunks:
+        place = chunk.metadata["chunk"]
+        assert chunk.text == HANDBOOK[place["start"] : place["end"]]
+        assert (chunk.title, chunk.metadata["部署"], place["document_id"]) == ("規程集", "総務", "手引")
+        assert chunk.id.startswith("手引#")
+    assert retriever.search("北海道の規程は5番である。", k=1)[0].metadata["chunk"]["document_id"] == "手引"
+    assert retriever.ids("手引#") == sorted(given[1:-1])
+    twice = retriever.add([HANDBOOK, HANDBOOK], split=True)
+    assert twice[: len(twice) // 2] == twice[len(twice) // 2 :]
+    assert sorted(set(twice)) == retriever.ids(Document.from_text(HANDBOOK).id)
+
+
+@pytest.mark.parametrize("method", ["add", "upsert"])
+def test_chunks_of_former_versions_go(retriever: JaColBERTRetriever, method: str) -> None:
+    store = getattr(retriever, method)
+    bystanders = [
+        Document("手引#0123456789ab", "山荘の人口である。"),  # named like a chunk, but none
+        Document("手引#2", "火山の気温である。"),
+        Document("手引2", HANDBOOK[::-1]),
+    ]
+    others = store(bystanders, split=True)
+    with pytest.warns(TruncationWarning):
+        store([Document("手引", HANDBOOK)])
+    first = store([Document("手引", HANDBOOK)], split=True)
+    assert "手引" not in retriever  # the whole of before
+    assert len(retriever) == len(others) + len(first)
+    store([Document("手引", HANDBOOK[: len(HANDBOOK) // 2])], split=True)
+    remaining = [id for id in retriever.ids("手引#") if id not in others]
+    assert 0 < len(remaining) < len(first)
+    ends = [d.metadata["chunk"]["end"] for d in retriever.get(remaining)]
+    assert max(ends) <= len(HANDBOOK) // 2
+    assert store([Document("手引", "短くなった。")], split=True) == ["手引"]
+    assert len(retriever) == len(others) + 1
+    assert [d.text for d in retriever.get(["手引"])] == ["短くなった。"]
+
+
+@pytest.mark.parametrize("where", ["start", "middle", "end"])
+def test_only_chunks_around_an_edit_are_encoded(
+    filled: JaColBERTRetriever, encoded: list[str], where: str
+) -> None:
+    n = len(filled.add([Document("手引", HANDBOOK)], split=True))
+    encoded.clear()
+    at = {"start": 0, "middle": HANDBOOK.index("京都"), "end": len(HANDBOOK)}[where]
+    edited = HANDBOOK[:at] + "この文は新しい。" + HANDBOOK[at:]
+    changed = filled.upsert([Document("手引", edited)], split=True)
+    assert 0 < len(encoded) <= 4 < n / 3
+    chunks = sorted(filled.get(filled.ids("手引#")), key=lambda d: d.metadata["chunk"]["start"])
+    assert len(chunks) == len(filled) - 60
+    assert set(changed) <= {chunk.id for chunk in chunks}
+    for chunk in chunks:  # those that were not encoded know their new place
+        assert chunk.text == edited[chunk.metadata["chunk"]["start"] : chunk.metadata["chunk"]["end"]]
+    assert "".join("".join(c.text.split()) for c in chunks) == "".join(edited.split())
+    assert filled.upsert([Document("手引", edited)], split=True) == []
+
+
+def test_chunks_are_deleted_with_their_document(retriever: JaColBERTRetriever) -> None:
+    given = retriever.add(
+        [Document("手引", HANDBOOK), Document("手引#2", HANDBOOK), Document("短", "湖。")], split=True
+    )
+    assert retriever.delete(["手引"]) == []
+    first = [id for id in given if id.startswith("手引#") and not id.startswith("手引#2#")]
+    assert set(retriever.delete(["手引", "短"], chunks=True)) == {*first, "短"}
+    assert retriever.ids() == sorted(id for id in given if id.startswith("手引#2#"))
+    assert len(retriever.delete(["手引#2"], chunks=True)) == len(given) - len(first) - 1
+    assert len(retriever) == 0
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([Document("a", HANDBOOK, {"chunk": 1})], "metadata of document 'a' has a 'chunk' already.*Rename"),
+        (["湖", Document("a", "")], "document 'a' has no text"),
+    ],
+)
+def test_what_cannot_be_split_loses_nothing(filled: JaColBERTRetriever, documents, message: str) -> None:
+    for method in (filled.add, filled.upsert):
+        with pytest.raises(InvalidInputError, match=message):
+            method(documents, split=True)
+    assert list(filled) == numbered(60)
+
+
+def test_split_across_processes_of_one_index(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    filled.add([Document("手引", HANDBOOK)], split=True)
+    other = JaColBERTRetriever.load(tmp_path / "i")
+    assert other.ids("手引") == filled.ids("手引") != []
+    other.add([Document("手引", "短くなった。")], split=True)
+    assert filled.ids("手引") == ["手引"]

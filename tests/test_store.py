@@ -89,6 +89,29 @@ def test_many_small_appends_make_few_segments(tmp_path: Path, size: int) -> None
     same(Store.open(tmp_path / "i"), range(40 * size), whole)
 
 
+def test_ids_with_a_prefix(tmp_path: Path) -> None:
+    store = make(tmp_path / "i")
+    ids = ["手引", "手引#1", "手引#", "手引#\U0010ffff", "手引$", "手", "手引\ud800", "#", "a", "\ud8001"]
+    store.append([Document(id, "本文") for id in ids], ragged([1] * len(ids), dim=DIM))
+    assert store.ids_with_prefix("手引#") == ["手引#", "手引#1", "手引#\U0010ffff"]
+    assert set(store.ids_with_prefix("手引")) == {id for id in ids if id.startswith("手引")}
+    assert store.ids_with_prefix("\ud800") == ["\ud8001"]
+    assert store.ids_with_prefix("なし") == []
+    store.delete(["手引#1", "手引#"])
+    store.append([Document("手引#1", "新しい本文")], ragged([1], dim=DIM))
+    assert store.ids_with_prefix("手引#") == ["手引#1", "手引#\U0010ffff"]
+    assert len(store.ids_with_prefix("")) == len(store) == len(ids) - 1
+
+
+def test_a_prefix_is_looked_up_in_the_index_of_ids(tmp_path: Path) -> None:
+    store = make(tmp_path / "i")
+    asked: list[str] = []
+    store._sql.set_trace_callback(asked.append)
+    store.ids_with_prefix("手引#")
+    (plan,) = store._sql.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
+    assert "SEARCH documents USING COVERING INDEX" in plan[-1]
+
+
 def test_same_id_replaces(tmp_path: Path) -> None:
     store = make(tmp_path / "i")
     documents, embeddings = some(3)

@@ -58,8 +58,8 @@ class Encoder:
 
         Args:
             checkpoint: from `checkpoint.load`.
-            device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA or Apple's MPS where there is one, else the
-                CPU. Of several devices the first reads queries and small lists here, and a stream of
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA or Apple's MPS where there is one, else
+                the CPU. Of several devices the first reads queries and small lists here, and a stream of
                 documents goes to all of them, one process each.
             dtype: what the network computes in; "auto" is bfloat16 where the device multiplies it by
                 instruction, else float32. Results are float32 whatever it is.
@@ -294,7 +294,7 @@ class Encoder:
         """The rows of a batch that did not fit into memory as two batches; later ones are smaller, too."""
         self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
         logger.warning(
-            "Out of memory on %s: going on with batches of %s tokens. Free the device of other work for speed.",
+            "Out of memory on %s: going on with batches of %s tokens. Free the device for speed.",
             self.device,
             f"{self.tokens_per_batch:,}",
         )

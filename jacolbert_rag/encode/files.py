@@ -20,7 +20,7 @@ SHARDS_FILE = "model.safetensors.index.json"
 DEFAULT_MODEL = "default"
 """The name that an index stores for the bundled checkpoint, which moves with the package."""
 
-# All that a checkpoint of any format is made of; never pickled weights, nor the same model for other runtimes.
+# All that a checkpoint of any format is made of; no pickled weights, nor the model for other runtimes.
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
 NOT_FETCHED = ["onnx/*", "openvino/*", "*.bin", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"]
 

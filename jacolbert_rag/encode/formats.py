@@ -91,8 +91,9 @@ def read(folder: Path, *, metadata_folder: Path | None = None) -> Found:
 def write(folder: Path, model: ColBERT, config: EncoderConfig, *, dtype: torch.dtype) -> None:
     """Write weights and settings; the tokenizer's files are there already.
 
-    A BERT under one plain projection becomes an HF_ColBERT folder, which this library, colbert-ai, PyLate and
-    sentence-transformers (>= 6) read. Others become PyLate's folder of modules, which all but colbert-ai read.
+    A BERT under one plain projection becomes an HF_ColBERT folder, which this library, colbert-ai, PyLate
+    and sentence-transformers (>= 6) read. Others become PyLate's folder of modules, which all
+    but colbert-ai read.
 
     Args:
         folder: exists; files of the same names are replaced.
@@ -209,8 +210,8 @@ def _read_dense(folder: Path) -> Dense:
     activation = str(config.get("activation_function", "Identity")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} asks for the activation {config['activation_function']!r}; expected one of "
-            f"{', '.join(ACTIVATIONS)}. Others are not loaded, since a file must not choose what code runs."
+            f"{folder / CONFIG_FILE} asks for the activation {config['activation_function']!r}; expected one "
+            f"of {', '.join(ACTIVATIONS)}. Others are refused: a file must not choose what code runs."
         )
     weights = read_weights(folder)
     try:
@@ -224,8 +225,8 @@ def _read_dense(folder: Path) -> Dense:
         layer.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE} ({error}). Take both files from the "
-            "same checkpoint."
+            f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE} ({error}). Take both files from "
+            "the same checkpoint."
         ) from error
     return layer
 

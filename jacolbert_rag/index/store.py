@@ -252,6 +252,14 @@ class Store:
             )
         return {key: found[key] for key in wanted if key in found}
 
+    def ids_with_prefix(self, prefix: str) -> list[str]:
+        """Ids that begin with a prefix, in the order of their UTF-8; all of them where it is empty."""
+        first = _blob(prefix)
+        # UTF-8 has no byte 0xff, so the last byte can be raised: what begins with the prefix lies below.
+        beyond = first[:-1] + bytes([first[-1] + 1]) if first else b"\xff"
+        query = "SELECT id FROM documents WHERE id >= ? AND id < ? ORDER BY id"
+        return [_text(key) for (key,) in self._query(query, [first, beyond])]
+
     def documents(self, rows: Sequence[int] | IntArray) -> list[Document]:
         """The documents of these rows, in the order given; rows that have died are passed over."""
         found: dict[int, Document] = {}

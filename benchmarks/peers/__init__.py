@@ -1,0 +1,1 @@
+"""What runs inside a process under measurement, and the peers' requirements."""

@@ -1,0 +1,233 @@
+"""Writes the tables of benchmarks/README.md from the committed result files, and shows them on a terminal.
+
+python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- results: written by `python -m benchmarks.tables` -->", "<!-- results end -->"
+ORDER = ("documents", "tokens", "query", "cold-start", "cuda", "memory")
+NOTHING = "Not run: no result is committed."
+PIPE_WIDTH = 160  # columns where the output is no terminal: rich would take 80 and break the cells
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is drawn: the first column holds words, the others numbers."""
+
+    title: str
+    heads: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def main() -> None:
+    """Put the tables between README's two markers."""
+    README.write_text(with_tables(README.read_text(encoding="utf-8"), read_results()), encoding="utf-8")
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, Result]:
+    """Workload -> result, of the files that are there."""
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ORDER
+        if (folder / f"{name}.json").is_file()
+    }
+
+
+def write(path: Path, result: Result) -> None:
+    """Write a result file; its folder is made, and a file that is there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def with_tables(text: str, results: Mapping[str, Result]) -> str:
+    """The text with the tables of these results between the markers."""
+    before, rest = text.split(BEGIN, 1)
+    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def markdown(results: Mapping[str, Result]) -> str:
+    """A section for each workload: tables, what its rows mean, its signature; or that there is no result."""
+    sections = []
+    for name in ORDER:
+        result = results.get(name)
+        parts = [f"### {name}"]
+        if result is None:
+            parts.append(NOTHING)
+        else:
+            parts += map(_markdown_table, grids(name, result))
+            parts += [result["note"][0].upper() + result["note"][1:] + "."]
+            parts += [f"`{signature_line(result)}`"]
+        sections.append("\n\n".join(parts))
+    return "\n\n".join(sections)
+
+
+def show(results: Mapping[str, Result]) -> None:
+    """Draw the tables on standard output."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    for name, result in results.items():
+        for grid in grids(name, result):
+            drawn = Table(title=Text(grid.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            for i, head in enumerate(grid.heads):
+                drawn.add_column(head, justify="right" if i else "left", overflow="fold")
+            for line in grid.lines:
+                drawn.add_row(*map(Text, line))
+            console.print(drawn)
+        console.print(Text(signature_line(result)), soft_wrap=True, highlight=False)
+
+
+def signature_line(result: Result) -> str:
+    """A result's signature in one line, the GPU named where there is one."""
+    line = machine.line(result["signature"])
+    return f"{line}|{result['signature']['device']}" if "device" in result["signature"] else line
+
+
+def grids(workload: str, result: Result) -> list[Grid]:
+    """The tables of a workload's result."""
+    return {
+        "documents": _documents,
+        "tokens": _tokens,
+        "query": _query,
+        "cold-start": _cold_start,
+        "cuda": _cuda,
+        "memory": _memory,
+    }[workload](result)
+
+
+def _documents(result: Result) -> list[Grid]:
+    lines = []
+    for name, row in result["systems"].items():
+        if "not_run" in row:
+            lines.append((name, row["not_run"], "", "", ""))
+            continue
+        padding = f"{row['padded_per_token']:.2f}" if "padded_per_token" in row else ""
+        speeds = (_speed(row["docs_per_s"]), _speed(row["tokens_per_s"]))
+        lines.append((name, row.get("dtype", ""), *speeds, padding))
+    heads = ("system", "computes in", "documents/s", "tokens/s", "padded tokens a token")
+    rows = Grid(f"Encoding {_n(result)} documents on a CPU", heads, tuple(lines))
+    found = [rows, _ratio_grid(result["ratios"])]
+    if result["agreement"]:
+        found.append(_agreement(result["agreement"]))
+    return found
+
+
+def _tokens(result: Result) -> list[Grid]:
+    lines = []
+    for name, row in result["systems"].items():
+        if "not_run" in row:
+            lines.append((name, row["not_run"], ""))
+        else:
+            lines.append((name, _speed(row["docs_per_s"]), _speed(row["tokens_per_s"])))
+    title = f"Tokenizing {_n(result)} documents on one core"
+    if alike := result.get("agreement"):
+        title += f" (equal ids in {alike['n_equal_ids']} of {alike['n_texts']} other texts)"
+    return [Grid(title, ("system", "documents/s", "tokens/s"), tuple(lines)), _ratio_grid(result["ratios"])]
+
+
+def _query(result: Result) -> list[Grid]:
+    lines = [(name, f"{ms['p50']:.2f}", f"{ms['p95']:.2f}") for name, ms in result["latency_ms"].items()]
+    lines.append(("added, question by question", _spread(result["added_ms"]), ""))
+    title = f"One question at a time, {result['n_questions']} questions, {result['dtype']}"
+    return [Grid(title, ("call", "p50 ms", "p95 ms"), tuple(lines))]
+
+
+def _cold_start(result: Result) -> list[Grid]:
+    lines = []
+    for name, row in result["systems"].items():
+        if "not_run" in row:
+            lines.append((name, row["not_run"], "", ""))
+        else:
+            lines.append((name, *(_spread(row[key]) for key in ("wall_s", "load_s", "query_s"))))
+    heads = ("system", "whole process, s", "imports and loading, s", "first question, s")
+    return [Grid("Cold start to the first question", heads, tuple(lines)), _ratio_grid(result["ratios"])]
+
+
+def _cuda(result: Result) -> list[Grid]:
+    lines = []
+    for name, row in result["systems"].items():
+        if "not_run" in row:
+            lines.append((name, row["not_run"], "", "", ""))
+            continue
+        share = _spread(row["share_of_product"]) if "share_of_product" in row else ""
+        speeds = (_speed(row["docs_per_s"]), _speed(row["tokens_per_s"]))
+        lines.append((name, *speeds, f"{row['flops_per_s']['median'] / 1e12:.1f}", share))
+    if product := result.get("product"):
+        m, k, n = product["shape"]
+        rate = f"{product['flops_per_s']['median'] / 1e12:.1f}"
+        lines.append((f"({m} x {k}) by ({k} x {n}), bfloat16", "", "", rate, "1"))
+    tokenizer = result["tokenizer"]
+    lines.append(
+        (f"tokenizer, one process of {tokenizer['cpu']}", f"{tokenizer['docs_per_s']:,.0f}", "", "", "")
+    )
+    heads = ("system", "documents/s", "tokens/s", "TFLOP/s without padding", "share of the product's")
+    title = f"Encoding {_n(result)} prepared documents on {result['signature']['device']}"
+    return [Grid(title, heads, tuple(lines)), _ratio_grid(result["ratios"])]
+
+
+def _memory(result: Result) -> list[Grid]:
+    lines = []
+    for row in result["rows"]:
+        megabytes = (f"{row[key]:,.0f}" for key in ("start_mb", "tenth_mb", "peak_mb"))
+        lines.append((f"{row['docs']:,}", *megabytes, f"{row['growth']:.3f}"))
+    heads = ("documents", "at the start, MB", "after a tenth, MB", "at the end, MB", "end / tenth")
+    return [Grid("Peak memory of a stream of documents", heads, tuple(lines))]
+
+
+def _ratio_grid(ratios: Mapping[str, Mapping[str, float]]) -> Grid:
+    lines = tuple(
+        (name, f"{r['median']:.2f}", f"{r['q1']:.2f} to {r['q3']:.2f}") for name, r in ratios.items()
+    )
+    return Grid("Times as fast, turn by turn", ("ratio of speeds", "median", "quartiles"), lines)
+
+
+def _agreement(agreement: Mapping[str, Mapping[str, Any]]) -> Grid:
+    lines = []
+    for name, row in agreement.items():
+        cosine = "" if row["min_cosine"] is None else f"{row['min_cosine']:.5f}"
+        lines.append((name, f"{row['n_equal_lengths']} of {row['n_texts']}", cosine))
+    heads = ("against jacolbert-float32", "texts of equally many tokens", "smallest cosine of a token")
+    return Grid("Do they compute the same?", heads, tuple(lines))
+
+
+def _n(result: Result) -> str:
+    return f"{result['signature']['texts']['n']:,}"
+
+
+def _speed(speed: Mapping[str, float]) -> str:
+    digits = 1 if speed["median"] < 100 else 0
+    return f"{speed['median']:,.{digits}f} ({speed['q1']:,.{digits}f} to {speed['q3']:,.{digits}f})"
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['q1']:.2f} to {values['q3']:.2f})"
+
+
+def _markdown_table(grid: Grid) -> str:
+    # A lone "|" in a cell, such as in an error message, would end it.
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in grid.lines]
+    rows = [list(grid.heads), ["---", *["---:"] * (len(grid.heads) - 1)], *cells]
+    return f"{grid.title}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
