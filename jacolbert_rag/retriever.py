@@ -465,6 +465,7 @@ class JaColBERTRetriever:
             self._store.close()
             if self._cleanup is not None:
                 self._cleanup()
+        self.encoder.close()
 
     def as_langchain(self, k: int = 4) -> LangChainRetriever:
         """This index as a LangChain retriever."""

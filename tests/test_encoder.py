@@ -230,17 +230,36 @@ def test_several_devices_change_nothing(tiny_model: Path) -> None:
     assert list(embedded.offsets) == list(expected.offsets)
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_stream_given_up_ends_its_processes(encoder: Encoder) -> None:
+def children() -> list[str]:
+    """Processes of ours."""
     import os
 
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    if not path.exists():
+        pytest.skip("no /proc here")
+    return path.read_text().split()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_processes_stay_until_the_encoder_is_closed(encoder: Encoder) -> None:
+    before = set(children())
     beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=2)
     stream = beside.stream(SENTENCES * 20)
     next(stream)
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    stream.close()
-    if children.exists():
-        assert not children.read_text().split()
+    started = set(children()) - before
+    assert len(started) == 2
+    stream.close()  # given up
+    expected = encoder.documents(SENTENCES).flat
+    blocks = list(beside.stream(SENTENCES))  # the same processes, and nothing of the stream before
+    assert np.concatenate([block.flat for block in blocks]) == pytest.approx(expected, abs=1e-5)
+    assert set(children()) - before == started
+    beside.close()
+    assert not set(children()) & started
+    list(beside.stream(SENTENCES))
+    again = set(children()) - before
+    assert len(again) == 2
+    del beside, stream
+    assert not set(children()) & again  # a forgotten encoder ends them as well
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -269,6 +288,8 @@ def test_process_that_is_killed_is_told_of(encoder: Encoder, monkeypatch: pytest
     beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=1)
     with pytest.raises(WorkerError, match="ended with exit status -9.*out of memory"):
         list(beside.stream(SENTENCES))
+    monkeypatch.setattr(Worker, "tokenizing", start)
+    assert len(list(beside.stream(SENTENCES))) == 4  # begins anew
 
 
 # Memory, dtype, device.

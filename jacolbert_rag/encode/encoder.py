@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -26,13 +28,14 @@ from jacolbert_rag.datatypes import (
 from jacolbert_rag.encode.checkpoint import Checkpoint
 from jacolbert_rag.encode.model import dtype_of
 from jacolbert_rag.encode.normalize import clean
-from jacolbert_rag.encode.workers import Worker, map_ordered
+from jacolbert_rag.encode.workers import Worker, WorkerError, WorkerPool
 from jacolbert_rag.errors import InvalidInputError, TruncationWarning
 from jacolbert_rag.progress import progress_bar
 
-# Tokens of a padded batch. On two CPU threads larger batches were no faster, and 8,192 tokens of a
-# BERT-base take about 1 GB of activations; a GPU needs more to be busy.
-TOKENS_PER_BATCH = {"cpu": 8_192, "mps": 16_384, "cuda": 65_536}
+# Tokens of a padded batch. A CPU is as fast with 2,048 as with more (BERT-base, two threads: 1,824 and 1,801
+# tokens/s with 16,384), and the fewer texts share a batch, the less of it is padding; a GPU needs more to be
+# busy.
+TOKENS_PER_BATCH = {"cpu": 2_048, "mps": 16_384, "cuda": 65_536}
 # Texts of a block of a stream: enough that sorting them by length leaves little padding, and 100 to 200 MB
 # of float32 embeddings.
 BLOCK_TEXTS = 1_024
@@ -59,14 +62,14 @@ class Encoder:
         Args:
             checkpoint: from `checkpoint.load`.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes CUDA or Apple's MPS where there is one, else
-                the CPU. Of several devices the first reads queries and small lists here, and a stream of
-                documents goes to all of them, one process each.
+                the CPU. Of several devices the first reads queries and small lists here, and larger
+                corpora go to all of them, one process each.
             dtype: what the network computes in; "auto" is bfloat16 where the device multiplies it by
                 instruction, else float32. Results are float32 whatever it is.
             compile: fuse the network by torch.compile. The first batches take a minute then, so it pays
                 for large corpora only.
-            tokenizer_processes: processes that tokenise a stream; None takes some where a GPU would wait
-                for one, 0 tokenises here.
+            tokenizer_processes: processes that tokenise large corpora; None takes some where a GPU would
+                wait for one, 0 tokenises here.
         """
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
@@ -87,6 +90,8 @@ class Encoder:
             n_spare = (os.cpu_count() or 1) - 1
             tokenizer_processes = min(MAX_TOKENIZER_PROCESSES, n_spare) if self.device.type == "cuda" else 0
         self.tokenizer_processes = tokenizer_processes
+        self._workers: WorkerPool | None = None
+        self._starting = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -177,7 +182,7 @@ class Encoder:
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
     ) -> tuple[TokenEmbeddings, int]:
         """`documents` without its checks and its warning: the embeddings, and how many were cut."""
-        if len(self.devices) > 1 and len(texts) > BLOCK_TEXTS:
+        if len(texts) > BLOCK_TEXTS and self._has_workers:
             parts = list(self._blocks(_in_blocks(texts), on_progress or (lambda n: None)))
             return TokenEmbeddings.concatenate([part for part, _ in parts]), sum(n for _, n in parts)
         return self._embed_documents(self.tokenizer.documents(texts), on_progress)
@@ -233,36 +238,56 @@ class Encoder:
         self, blocks: Iterator[list[str]], advance: Callable[[int], None]
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         """Embed block after block: here, with tokenizers beside, or on all devices."""
-        if len(self.devices) > 1:
-            with ExitStack() as stack:
-                workers = [
-                    stack.enter_context(
-                        Worker.encoding(
-                            self.checkpoint, str(device), dtype=self._requested_dtype, compile=self._compiled
-                        )
-                    )
-                    for device in self.devices
-                ]
-                for embedded, n_cut in map_ordered(Worker.documents, workers, blocks):
+        if self._has_workers:
+            first = list(islice(blocks, 2))
+            blocks = chain(first, blocks)
+            if len(first) == 2:  # one block is not worth starting processes for
+                yield from self._blocks_of_workers(blocks, advance)
+                return
+        for texts in blocks:
+            yield self._embed_documents(self.tokenizer.documents(texts), advance)
+
+    def _blocks_of_workers(
+        self, blocks: Iterator[list[str]], advance: Callable[[int], None]
+    ) -> Iterator[tuple[TokenEmbeddings, int]]:
+        pool = self._pool()
+        try:
+            if len(self.devices) > 1:
+                for embedded, n_cut in pool.map(Worker.documents, blocks):
                     yield embedded, n_cut
                     advance(len(embedded))
-        elif self.tokenizer_processes:
-            first = next(blocks, None)
-            second = next(blocks, None)
-            if first is not None and second is None:  # not worth starting processes for
-                yield self._embed_documents(self.tokenizer.documents(first), advance)
-            if first is None or second is None:
-                return
-            with ExitStack() as stack:
-                workers = [
-                    stack.enter_context(Worker.tokenizing(self.checkpoint))
-                    for _ in range(self.tokenizer_processes)
-                ]
-                for batch in map_ordered(Worker.tokens, workers, _chain(first, second, blocks)):
+            else:
+                for batch in pool.map(Worker.tokens, blocks):
                     yield self._embed_documents(batch, advance)
-        else:
-            for texts in blocks:
-                yield self._embed_documents(self.tokenizer.documents(texts), advance)
+        except WorkerError:
+            self.close()  # so that the next stream begins with whole ones
+            raise
+
+    @property
+    def _has_workers(self) -> bool:
+        return len(self.devices) > 1 or self.tokenizer_processes > 0
+
+    def _pool(self) -> WorkerPool:
+        """The processes beside this one, started when they are first needed; they stay."""
+        with self._starting:
+            if self._workers is None:
+                if len(self.devices) > 1:
+                    starts = [partial(self._encoding_worker, str(device)) for device in self.devices]
+                else:
+                    starts = [partial(Worker.tokenizing, self.checkpoint)] * self.tokenizer_processes
+                self._workers = WorkerPool(starts)
+                self._end_workers = weakref.finalize(self, self._workers.close)
+            return self._workers
+
+    def _encoding_worker(self, device: str) -> Worker:
+        return Worker.encoding(self.checkpoint, device, dtype=self._requested_dtype, compile=self._compiled)
+
+    def close(self) -> None:
+        """End the processes beside this one, if there are any; another stream starts them again."""
+        with self._starting:
+            if self._workers is not None:
+                self._end_workers()
+                self._workers = None
 
     @torch.inference_mode()
     def _launch(self, batch: TokenBatch, rows: IntArray) -> Tensor:
@@ -387,9 +412,3 @@ def _checked_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
         check_texts(block, "document", first=n)
         n += len(block)
         yield block
-
-
-def _chain(first: list[str], second: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    yield first
-    yield second
-    yield from rest

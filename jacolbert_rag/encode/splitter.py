@@ -77,11 +77,7 @@ class Splitter:
             budget: None for what the model reads of a document.
             overlap: see `Splitter`.
         """
-
-        def count(text: str) -> int:
-            return len(tokenizer.word_ids(text))
-
-        return cls(count, tokenizer.document_budget if budget is None else budget, overlap)
+        return cls(tokenizer.count, tokenizer.document_budget if budget is None else budget, overlap)
 
     def chunks(self, text: str, *, title: str = "") -> list[Chunk]:
         """Chunks of a text, in order; none where it has no text.

@@ -113,6 +113,10 @@ class Tokenizer:
         """Ids of a raw text, without special tokens, markers or a limit."""
         return self.subwords.ids(text)
 
+    def count(self, text: str) -> int:
+        """Tokens of a raw text, as `word_ids` has them."""
+        return len(self.subwords.ids(text))
+
     def documents(self, texts: Iterable[str]) -> TokenBatch:
         """Special tokens, marker and text, cut at the checkpoint's document length."""
         rows, n_cut = self._framed(

@@ -27,6 +27,10 @@ class WordSegmenter:
     def __init__(self) -> None:
         self._local = threading.local()
 
+    def __reduce__(self) -> tuple[type[WordSegmenter], tuple[()]]:
+        """A copy in another process, such as a framework's worker, makes taggers of its own."""
+        return WordSegmenter, ()
+
     def words(self, cleaned: str) -> list[str]:
         """Words of a text that went through `clean`, spaces dropped."""
         tagger = getattr(self._local, "tagger", None)

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -74,22 +73,17 @@ class Worker:
         }
         return cls(order, f"on {device}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if kind is not None:  # the caller gave up; what it computes now is for nobody
-            self._process.kill()
-        try:
-            self._process.stdin.close()  # its end of input is its end
-        except BrokenPipeError:
-            pass
+        self._process.kill()
         self._process.wait()
-        self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what was still to be sent is for nobody
+                pass
 
     def tokens(self, texts: list[str]) -> TokenBatch:
         """Token ids of documents, as `Tokenizer.documents` gives them."""
@@ -132,36 +126,52 @@ class Worker:
         )
 
 
-def map_ordered(
-    function: Callable[[Worker, T], R], workers: Sequence[Worker], items: Iterable[T]
-) -> Iterator[R]:
-    """`function(worker, item)` for each item, on whichever worker is free; results in the items' order.
+class WorkerPool:
+    """Processes that share work; they stay until the pool is closed."""
 
-    At most two items a worker are read ahead, so memory is bounded however long the items are.
-    """
-    free: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        free.put(worker)
-
-    def run(item: T) -> R:
-        worker = free.get()
+    def __init__(self, starts: Sequence[Callable[[], Worker]]) -> None:
+        """Start one process for each function."""
+        self._workers: list[Worker] = []
         try:
-            return function(worker, item)
-        finally:
-            free.put(worker)
+            for start in starts:
+                self._workers.append(start())
+        except BaseException:
+            self.close()
+            raise
+        self._free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+        self._threads = ThreadPoolExecutor(max_workers=len(self._workers), thread_name_prefix="jacolbert")
 
-    pending: deque[Future[R]] = deque()
-    iterator = iter(items)
-    pool = ThreadPoolExecutor(max_workers=len(workers))
-    try:
-        for item in iterator:
-            pending.append(pool.submit(run, item))
-            if len(pending) >= 2 * len(workers):
+    def map(self, function: Callable[[Worker, T], R], items: Iterable[T]) -> Iterator[R]:
+        """`function(worker, item)` for each item, on whichever worker is free; results in the items' order.
+
+        At most two items a worker are read ahead, so memory is bounded however many there are.
+        """
+
+        def run(item: T) -> R:
+            worker = self._free.get()
+            try:
+                return function(worker, item)
+            finally:
+                self._free.put(worker)
+
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(self._threads.submit(run, item))
+                if len(pending) >= 2 * len(self._workers):
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        finally:
+            for future in pending:  # given up: what has begun ends by itself, the rest does not begin
+                future.cancel()
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            worker.close()
 
 
 def _send_bytes(pipe: IO[bytes], data: bytes | memoryview) -> None:
@@ -259,9 +269,13 @@ def _encoding(order: dict[str, Any]) -> Callable[[list[str]], list[npt.NDArray[A
 def main() -> None:
     """Serve the parent process."""
     # What any library prints goes to standard error; standard output is for answers alone.
-    with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
         _serve(sys.stdin.buffer, answers)
+        answers.close()
+    except BrokenPipeError:  # the parent is gone, and nobody waits for an answer
+        os._exit(0)
 
 
 if __name__ == "__main__":
