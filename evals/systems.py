@@ -231,6 +231,7 @@ def _engine_settings(engine: JaColBERTRetriever, *, exact: bool) -> tuple[str, .
         f"{model}@{checkpoint.fingerprint[:8]}",
         f"pool:{settings.pooling.factor}",
         settings.store.dtype,
+        f"compute:{str(engine.encoder.dtype).removeprefix('torch.')}",
         *(() if exact else proposed),
         f"qlen:{checkpoint.config.query_length}",
         f"dlen:{checkpoint.config.document_length}",

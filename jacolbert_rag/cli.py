@@ -74,14 +74,15 @@ def index(
         given = [document for path in files for document in _read(path)]
         documents = [document for document in given if document.text.strip()]
         ids = {document.id for document in documents}
-        changed = retriever.upsert(documents, split=True, progress=True)
+        before = set(retriever.ids())
+        touched = {*retriever.upsert(documents, split=True, progress=True), *(before - set(retriever.ids()))}
         sources = [_source(path) for path in files if _suffix(path) not in JSON_SUFFIXES]
         retriever.delete(_former(sources, ids, retriever))
         retriever.close()
         if n_empty := len(given) - len(documents):
             console.print(f"{n_empty} documents without text were left out.")
         # A chunk's id is its document's, and # with what it says.
-        n_changed = len({id if id in ids else id.rpartition("#")[0] for id in changed})
+        n_changed = len({id if id in ids else id.rpartition("#")[0] for id in touched})
         n_same = len(documents) - n_changed
         console.print(f"{n_changed} documents indexed, {n_same} unchanged: {out}", soft_wrap=True)
 

@@ -144,6 +144,11 @@ class EncoderConfig(_Config):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skiplist", tuple(self.skiplist))  # JSON has lists
+        for name in ("document_length", "dim", "max_positions"):
+            value = getattr(self, name)
+            self._require(name, isinstance(value, int) and not isinstance(value, bool), "a whole number")
+        for name in ("query_length", "query_marker", "document_marker", "query_prompt", "document_prompt"):
+            self._require(name, isinstance(getattr(self, name), str), "a str")
         self._require("dim", self.dim > 0, "positive")
         self._require("max_positions", self.max_positions > 11, "above 11")
         self._require(

@@ -4,6 +4,7 @@ JaColBERTError
 ├── InvalidInputError (also ValueError)              an argument or a document that cannot be used
 ├── CheckpointError (also ValueError)                a model folder that cannot be read as a ColBERT
 ├── OptionalDependencyError (also ImportError)       an extra that is not installed
+├── WorkerError                                      a process that encodes or tokenises has failed
 └── IndexFolderError
     ├── IndexNotFoundError (also FileNotFoundError)  no index where one was named
     ├── IndexCorruptError                            a file is missing, cut short or out of step
@@ -27,6 +28,10 @@ class CheckpointError(JaColBERTError, ValueError):
 
 class OptionalDependencyError(JaColBERTError, ImportError):
     """A package of an extra is not installed; the message names the extra."""
+
+
+class WorkerError(JaColBERTError):
+    """A process that encodes or tokenises has failed or ended."""
 
 
 class IndexFolderError(JaColBERTError):

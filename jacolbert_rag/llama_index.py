@@ -380,6 +380,13 @@ class JaColBERTNodeParser(NodeParser):
     def _chunks(self, node: BaseNode) -> list[TextNode]:
         """A node in nodes that fit; one of its own where it fits whole."""
         title = _title(node, self.metadata_mode)
+        n_title, budget = self.splitter.count(title) if title else 0, self.splitter.budget
+        if 3 * n_title > 2 * budget:
+            raise InvalidInputError(
+                f"The metadata of node {node.node_id!r} takes {n_title} of the {budget} tokens of a chunk, "
+                "which leaves too few to its text. Name keys in excluded_embed_metadata_keys, or read none: "
+                "metadata_mode=MetadataMode.NONE."
+            )
         chunks = self.splitter.chunks(node.get_content(MetadataMode.NONE), title=title)
         texts = [chunk.text for chunk in chunks]
         ids = chunk_ids(node.node_id, texts, title=title)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANDIDATES_FOLDER = "candidates"
-ADD_DOCUMENTS = 2_000  # documents encoded and stored at once; bounds memory to about 0.5 GB
+ADD_DOCUMENTS = 1_000  # documents encoded and stored at once; bounds memory to about 0.3 GB
 SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
 SAVE_GROWTH = 1.1  # candidates of a saved index are written again when they have grown by this factor
 CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
@@ -248,8 +248,9 @@ class JaColBERTRetriever:
         Args:
             documents: texts, whose ids are made from their content, or `Document`s.
             split: store documents that are longer than the model reads as chunks of whole sentences; see
-                `jacolbert_rag.encode.splitter.Splitter.documents` for their ids and metadata. What an earlier
-                version of a document left, chunks or the whole, is deleted when the new one is stored.
+                `jacolbert_rag.encode.splitter.Splitter.documents` for their ids and metadata. With or without
+                it, what an earlier version of a document left, chunks or the whole, is deleted when the new
+                one is stored.
             progress: show a bar on standard error.
 
         Returns:
@@ -264,18 +265,17 @@ class JaColBERTRetriever:
         parts = self._parts(distinct, split=split)
         with self._writing:
             self._add([part for document in distinct for part in parts[document.id]], progress=progress)
-            if split:
-                self._delete_former(parts)
+            self._delete_former(parts)
         return [part.id for id in given for part in parts[id]]
 
     def _add(self, distinct: Sequence[Document], *, progress: bool) -> None:
         n_cut = 0
         with self._writing, progress_bar(len(distinct), show=progress) as advance:
-            for start in range(0, len(distinct), ADD_DOCUMENTS):
-                batch = distinct[start : start + ADD_DOCUMENTS]
-                passages = [document.passage for document in batch]
-                embeddings, cut = self.encoder.documents_with_cuts(passages, on_progress=advance)
-                n_cut += cut
+            passages = (document.passage for document in distinct)
+            start = 0
+            for embeddings, cut in self.encoder.blocks(passages, size=ADD_DOCUMENTS, on_progress=advance):
+                batch = distinct[start : start + len(embeddings)]
+                start, n_cut = start + len(batch), n_cut + cut
                 embeddings = pool_documents(embeddings, self.settings.pooling)
                 with self._lock:
                     self._store.append(batch, embeddings)
@@ -301,8 +301,7 @@ class JaColBERTRetriever:
             stored = {document.id: document for document in self.get([part.id for part in given])}
             changed = [part for part in given if stored.get(part.id) != as_stored(part)]
             self._add(self._add_known_passages(changed), progress=progress)
-            if split:
-                self._delete_former(parts)
+            self._delete_former(parts)
         return [part.id for part in changed]
 
     def _parts(self, documents: Sequence[Document], *, split: bool) -> dict[str, list[Document]]:
@@ -340,7 +339,8 @@ class JaColBERTRetriever:
                 stale += [former for former in (id, *self._chunks_of(id)) if former not in kept]
             stale = list(self._store.rows_of(stale))
         if stale:
-            self.delete(stale)
+            with self._lock:
+                self._store.delete(stale)  # these alone: `delete` would take the chunks that replace a whole
 
     def _chunks_of(self, id: str) -> list[str]:
         """Ids of the stored chunks of a document, within a `_reading` block."""
@@ -349,22 +349,20 @@ class JaColBERTRetriever:
         # The form of an id is no proof: a document of its own may have one like it.
         return [chunk.id for chunk in self._store.documents(list(rows.values())) if parent_of(chunk) == id]
 
-    def delete(self, ids: Sequence[str], *, chunks: bool = False) -> list[str]:
-        """Remove documents.
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        """Remove documents, with their chunks where they were split.
 
         Args:
             ids: of documents, or of single chunks.
-            chunks: remove the chunks of these documents too, where they were split.
 
         Returns:
-            The ids that were in the index; unknown ones are passed over.
+            The ids that were in the index, those of chunks too; unknown ones are passed over.
         """
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
         with self._writing, self._lock:
-            if chunks:
-                with self._reading():
-                    ids = [key for id in ids for key in (id, *self._chunks_of(id))]
+            with self._reading():
+                ids = list(dict.fromkeys(key for id in ids for key in (id, *self._chunks_of(id))))
             return self._store.delete(ids)
 
     def ids(self, prefix: str = "") -> list[str]:

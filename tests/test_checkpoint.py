@@ -22,6 +22,8 @@ from jacolbert_rag.encode.model import ColBERT, Dense, empty_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from tests.conftest import SENTENCES, tiny_vocab, write_fast_tokenizer, write_tiny_checkpoint
 
+CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:
@@ -80,6 +82,29 @@ def test_query_length_of_training_is_the_multiple(folder: Path, maxlen: int | No
 def test_document_length_beyond_the_model_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidInputError, match="document_length must be from 4 to 128"):
         checkpoint.load(str(folder), overrides={"document_length": 300})
+
+
+def test_stated_length_beyond_the_model_is_the_models(folder: Path) -> None:
+    edit_json(folder / "artifact.metadata", doc_maxlen=8192)
+    loaded = checkpoint.load(folder)
+    assert loaded.config.document_length == 128
+    assert loaded.sources["document_length"] == "weights; artifact.metadata says 8192"
+
+
+def test_stated_rule_that_cannot_be_followed_names_the_folder(folder: Path) -> None:
+    edit_json(folder / "artifact.metadata", query_maxlen=512)
+    with pytest.raises(CheckpointError, match=r"A setting of .*model cannot be used.*encoder="):
+        checkpoint.load(folder)
+    assert checkpoint.load(folder, overrides={"query_length": "paper"}).config.query_length == "paper"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [({"query_length": 32}, "query_length must be a str"), ({"document_length": "60"}, "a whole number")],
+)
+def test_settings_of_the_wrong_type_are_refused(folder: Path, overrides, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        checkpoint.load(folder, overrides=overrides)
 
 
 def test_default_length_is_no_longer_than_the_model(folder: Path) -> None:
@@ -266,6 +291,9 @@ def test_fingerprint_tells_models_and_document_lengths_apart(tiny_model: Path, t
         checkpoint.load(tiny_model, overrides={"marker_mode": "dot"}).fingerprint,
     }
     assert len(prints) == 4
+    lower = Path(shutil.copytree(tiny_model, tmp_path / "lower"))
+    edit_json(lower / "tokenizer_config.json", do_lower_case=True)
+    assert checkpoint.load(lower).fingerprint not in prints
     # The query's rule may change between searches of one index.
     assert checkpoint.load(tiny_model, overrides={"query_length": "fixed(16)"}).fingerprint in prints
 
@@ -324,6 +352,39 @@ def test_activation_from_a_file_runs_no_code(tmp_path: Path) -> None:
     edit_json(folder / "1_Dense" / "config.json", activation_function="os.system")
     with pytest.raises(CheckpointError, match=r"1_Dense/config\.json asks for the activation 'os\.system'"):
         checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("path", ["..", "../other", "/etc"])
+def test_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    folder = BACKBONES["modernbert"](tmp_path / "model")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="not the name of something in that folder"):
+        checkpoint.load(folder)
+
+
+def test_attention_kernel_from_a_file_is_not_obeyed(folder: Path) -> None:
+    edit_json(folder / "config.json", _attn_implementation="someone/some-kernel")
+    assert checkpoint.load(folder).model.config._attn_implementation == "sdpa"
+
+
+def test_settings_of_sentence_transformers_that_are_not_supported_are_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CHECKPOINTS / "st_xlmr", tmp_path / "model"))
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    expansion = settings["query_expansion"] | {"token": "<pad>"}
+    edit_json(folder / "sentence_bert_config.json", query_expansion=expansion)
+    with pytest.raises(CheckpointError, match=r"pads queries with '<pad>'"):
+        checkpoint.load(folder)
+    edit_json(folder / "sentence_bert_config.json", query_expansion=None, do_lower_case=True)
+    with pytest.raises(CheckpointError, match="do_lower_case"):
+        checkpoint.load(folder)
+
+
+def test_length_of_sentence_transformers_falls_back_to_the_longest_text(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CHECKPOINTS / "st_xlmr", tmp_path / "model"))
+    edit_json(folder / "sentence_bert_config.json", document_length=None, max_seq_length=50)
+    assert checkpoint.load(folder).config.document_length == 50
 
 
 def test_dense_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -444,6 +505,37 @@ def test_cache_without_weights_is_filled_from_the_hub(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     checkpoint.load("someone/some-model")
     assert asked == [True, False]
+
+
+@pytest.mark.parametrize("left_out", ["artifact.metadata", "vocab.txt"])
+def test_cache_without_metadata_is_taken_only_where_the_hub_is_out_of_reach(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    partial = Path(shutil.copytree(tiny_model, tmp_path / "partial"))  # as AutoModel leaves it
+    (partial / left_out).unlink()
+    reachable = True
+
+    def snapshot(name: str, *, local_files_only: bool, **_: object) -> str:
+        if not local_files_only and not reachable:
+            raise ConnectionError("no route")
+        return str(partial if local_files_only else tiny_model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert checkpoint.load("someone/some-model").config.document_length == 64
+    reachable = False
+    if left_out == "vocab.txt":
+        with pytest.warns(CheckpointWarning), pytest.raises(CheckpointError, match="has no vocab"):
+            checkpoint.load("someone/some-model")
+        # A tokenizer that is named makes the rest enough.
+        checkpoint.load("someone/some-model", tokenizer=tiny_model)
+    else:
+        with pytest.warns(CheckpointWarning, match="not whole in the local hub cache.*defaults"):
+            assert checkpoint.load("someone/some-model").config.document_length == 128
+
+
+def test_folder_that_is_misspelt_is_no_hub_id() -> None:
+    with pytest.raises(CheckpointError, match="'models/日本語モデル' is no folder"):
+        checkpoint.load("models/日本語モデル")
 
 
 def test_hub_that_cannot_be_reached_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode import encoder as module
 from jacolbert_rag.encode.encoder import Encoder, batches_by_length
 from jacolbert_rag.encode.model import dtype_of, has_fast_bfloat16
-from jacolbert_rag.encode.workers import WorkerError
+from jacolbert_rag.errors import WorkerError
 from tests.conftest import SENTENCES
 
 
@@ -292,6 +292,29 @@ def test_process_that_is_killed_is_told_of(encoder: Encoder, monkeypatch: pytest
     assert len(list(beside.stream(SENTENCES))) == 4  # begins anew
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_files_in_the_working_directory_are_not_run(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a stray file was imported')")
+    monkeypatch.chdir(tmp_path)
+    beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=1)
+    assert len(list(beside.stream(SENTENCES))) == 4
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_interrupt_of_the_terminal_is_the_parents(encoder: Encoder) -> None:
+    import os
+    import signal
+
+    before = set(children())
+    beside = Encoder(encoder.checkpoint, device="cpu", dtype="float32", tokenizer_processes=1)
+    list(beside.stream(SENTENCES))
+    (worker,) = set(children()) - before
+    os.kill(int(worker), signal.SIGINT)
+    assert len(list(beside.stream(SENTENCES))) == 4
+
+
 # Memory, dtype, device.
 
 
@@ -311,8 +334,38 @@ def test_batch_that_does_not_fit_is_halved(
     monkeypatch.setattr(small, "_forward_model", with_little_memory)
     assert small.documents(SENTENCES).flat == pytest.approx(expected, abs=1e-5)
     assert max(sizes) <= 100
-    assert small.tokens_per_batch < encoder.tokens_per_batch
+    assert 50 <= small.tokens_per_batch < encoder.tokens_per_batch
     assert "Out of memory on cpu: going on with batches of" in caplog.text
+
+
+def test_budget_is_halved_once_for_all_batches_that_are_left(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = Encoder(encoder.checkpoint, device="cpu", dtype="float32")
+    small.tokens_per_batch = 1_024
+    forward, sizes = small._forward_model, []
+
+    def with_little_memory(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(ids.numel())
+        if ids.numel() > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(ids, mask)
+
+    monkeypatch.setattr(small, "_forward_model", with_little_memory)
+    texts = [SENTENCES[0]] * 400
+    assert small.documents(texts).flat == pytest.approx(encoder.documents(texts).flat, abs=1e-5)
+    assert sum(size > 512 for size in sizes) == 1
+    assert small.tokens_per_batch > 400
+    assert caplog.text.count("Out of memory") == 1
+
+
+def test_several_texts_or_none_but_never_one_str(encoder: Encoder) -> None:
+    expected = encoder.queries(SENTENCES[:2]).flat
+    assert encoder.queries(text for text in SENTENCES[:2]).flat == pytest.approx(expected, abs=1e-5)
+    assert len(encoder.documents(text for text in SENTENCES)) == len(SENTENCES)
+    for method in (encoder.queries, encoder.documents):
+        with pytest.raises(InvalidInputError, match="texts is one str"):
+            method("湖")
 
 
 def test_text_that_does_not_fit_alone_is_an_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +407,12 @@ def test_bfloat16_is_near_float32(encoder: Encoder) -> None:
     assert np.linalg.norm(embedded.flat, axis=1) == pytest.approx(1, abs=1e-5)
     cosines = (embedded.flat * encoder.documents(SENTENCES).flat).sum(axis=1)
     assert np.median(cosines) > 0.999
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "float64"])
+def test_unknown_dtype_is_refused(encoder: Encoder, name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"dtype is '{name}'; expected auto, float32"):
+        Encoder(encoder.checkpoint, device="cpu", dtype=name)  # type: ignore[arg-type]
 
 
 def test_no_device_is_refused(encoder: Encoder) -> None:

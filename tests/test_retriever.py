@@ -643,12 +643,23 @@ def test_chunks_are_deleted_with_their_document(retriever: JaColBERTRetriever) -
     given = retriever.add(
         [Document("手引", HANDBOOK), Document("手引#2", HANDBOOK), Document("短", "湖。")], split=True
     )
-    assert retriever.delete(["手引"]) == []
     first = [id for id in given if id.startswith("手引#") and not id.startswith("手引#2#")]
-    assert set(retriever.delete(["手引", "短"], chunks=True)) == {*first, "短"}
+    assert set(retriever.delete(["手引", "短"])) == {*first, "短"}
     assert retriever.ids() == sorted(id for id in given if id.startswith("手引#2#"))
-    assert len(retriever.delete(["手引#2"], chunks=True)) == len(given) - len(first) - 1
+    assert len(retriever.delete(["手引#2"])) == len(given) - len(first) - 1
     assert len(retriever) == 0
+
+
+@pytest.mark.parametrize("method", ["add", "upsert"])
+def test_document_that_was_split_is_replaced_without_splitting_too(
+    retriever: JaColBERTRetriever, method: str
+) -> None:
+    retriever.add([Document("手引", HANDBOOK)], split=True)
+    getattr(retriever, method)([Document("手引", "琵琶湖は広い。")])
+    assert retriever.ids() == ["手引"]
+    retriever.upsert([Document("手引", HANDBOOK)], split=True)
+    assert len(retriever) > 3
+    assert "手引" not in retriever
 
 
 @pytest.mark.parametrize(

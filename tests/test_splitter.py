@@ -355,9 +355,12 @@ def test_a_title_takes_at_most_two_thirds(title_length: int) -> None:
     assert chunks[-1].end == len(GUIDE.rstrip())
 
 
-def test_documents_that_are_long_for_their_title_alone_pass_through() -> None:
-    documents = [Document("a", " ", title="題" * 50), Document("b", "湖。", title="題" * 50)]
-    assert [id(d) for d in Splitter(len, 20).documents(documents)] == [id(d) for d in documents]
+def test_document_that_is_long_for_its_title_alone_keeps_its_text() -> None:
+    blank, short = Document("a", " ", title="題" * 50), Document("b", "湖。", title="題" * 50)
+    first, second = Splitter(len, 20).documents([blank, short])
+    assert first is blank
+    assert (second.text, second.title) == ("湖。", "題" * 13)
+    assert is_chunk_of(second.id, "b")
 
 
 @pytest.mark.parametrize(
@@ -388,3 +391,22 @@ def test_a_model_reads_every_chunk_whole(retriever: JaColBERTRetriever, title: s
     assert batch.n_cut.tolist() == [0] * len(chunks)
     assert batch.lengths.mean() > 0.6 * tokenizer.config.document_length
     assert Splitter.for_tokenizer(tokenizer, budget=20).budget == 20
+
+
+def test_a_copy_in_another_process_counts_alike() -> None:
+    # What frameworks do with a splitter that several processes share; taggers cannot be copied.
+    from copy import deepcopy
+
+    from jacolbert_rag.encode import checkpoint
+
+    splitter = Splitter.for_tokenizer(checkpoint.load().tokenizer)
+    assert deepcopy(splitter).chunks(GUIDE) == splitter.chunks(GUIDE)
+
+
+def test_title_longer_than_the_budget_leaves_room_for_the_text() -> None:
+    splitter = Splitter(len, 60)
+    document = Document("館", GUIDE, title="とても長い題名" * 40)
+    chunks = list(splitter.documents([document]))
+    assert all(len(chunk.passage) <= 60 for chunk in chunks)
+    assert all(0 < len(chunk.title) <= 40 and document.title.startswith(chunk.title) for chunk in chunks)
+    assert "".join("".join(c.text.split()) for c in chunks) == "".join(GUIDE.split())

@@ -171,6 +171,27 @@ def test_fast_tokenizer_takes_special_tokens_as_text(fast: Tokenizer) -> None:
     assert not specials & set(fast.word_ids("[SEP]富士山[MASK][CLS][PAD]"))
 
 
+def test_added_tokens_of_white_space_are_text_and_markers_are_not(tmp_path: Path) -> None:
+    from copy import deepcopy
+
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    folder = write_fast_tokenizer(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    # As ModernBERT's runs of spaces, and as PyLate's markers.
+    theirs.add_tokens([AddedToken(" " * n, normalized=False) for n in (4, 8)] + ["[Q] ", "[D] "])
+    theirs.save_pretrained(str(folder))
+    ours = Tokenizer(load_subwords(folder), replace(CONFIG, query_marker="[Q] ", document_marker="[D] "))
+    indented = "def f():\n    return 1\n        # 湖\n"
+    assert ours.word_ids(indented) == theirs(indented, add_special_tokens=False)["input_ids"]
+    assert ours.vocab[" " * 4] in ours.word_ids(indented)
+    for tokenizer in (ours, deepcopy(ours)):  # as a framework's worker has it
+        ids = tokenizer.word_ids("[Q] 富士山 [D] [SEP]")
+        assert not {tokenizer.vocab[t] for t in ("[Q] ", "[D] ", "[SEP]")} & set(ids)
+        assert ids == ours.word_ids("[Q] 富士山 [D] [SEP]")
+
+
 def test_skiplist_is_ascii_punctuation_without_unk() -> None:
     vocab = [token for token in tiny_vocab() if token != "`"]
     tokenizer = Tokenizer(JapaneseWordPiece(vocab), CONFIG)

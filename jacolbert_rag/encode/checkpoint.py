@@ -26,7 +26,13 @@ from jacolbert_rag.encode.files import (
     write_json,
 )
 from jacolbert_rag.encode.formats import Found
-from jacolbert_rag.encode.model import ColBERT, WeightsMismatchError, load_backbone, with_plain_names
+from jacolbert_rag.encode.model import (
+    ATTENTION,
+    ColBERT,
+    WeightsMismatchError,
+    load_backbone,
+    with_plain_names,
+)
 from jacolbert_rag.encode.tokens import (
     ADDED_TOKENS_FILE,
     JAPANESE_CLASS,
@@ -38,7 +44,7 @@ from jacolbert_rag.encode.tokens import (
     load_subwords,
 )
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece
-from jacolbert_rag.errors import CheckpointError, CheckpointWarning
+from jacolbert_rag.errors import CheckpointError, CheckpointWarning, InvalidInputError
 
 # What of a backbone's configuration changes its output, beside the shapes of its weights.
 _ARCHITECTURE_KEYS = (
@@ -46,6 +52,10 @@ _ARCHITECTURE_KEYS = (
     "layer_norm_eps", "norm_eps", "position_embedding_type", "global_attn_every_n_layers", "local_attention",
     "rope_theta", "rope_parameters", "layer_types",
 )  # fmt: skip
+
+
+# What tokenizers treat differently: case, width, spaces, marks, kana, kanji, emoji.
+_PROBE = "Wi-Fi ＡＢＣ　１２３\n\tｶﾞﾗｽ が\u3099々ー、。「」 株式会社の東京 café İ 👨‍👩‍👧 don't  x_y=1;"
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,17 @@ def load(
     """
     name = str(name) if name is not None else DEFAULT_MODEL
     folder = resolve_folder(
-        name, revision=revision, token=token, cache_dir=cache_dir, is_complete=_is_complete
+        name,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        is_complete=has_weights if tokenizer is not None else _is_complete,
     )
     named = None
     if tokenizer is not None:
-        named = resolve_folder(str(tokenizer), token=token, cache_dir=cache_dir, is_complete=has_tokenizer)
+        named = resolve_folder(
+            str(tokenizer), token=token, cache_dir=cache_dir, is_complete=has_tokenizer, weights=False
+        )
     found = formats.read(folder, metadata_folder=named)
     model = _network(found)
     tokenizer_folder = named or _tokenizer_folder(found, folder)
@@ -143,7 +159,15 @@ def load(
             f"{n_embedded} tokens. Take both from the same checkpoint."
         )
     stated = _with_marker_prompts(found.settings, subwords)
-    config, sources = resolve(overrides or {}, stated, _model_facts(model))
+    try:
+        config, sources = resolve(overrides or {}, stated, _model_facts(model))
+    except InvalidInputError as error:
+        if overrides:  # most likely the caller's
+            raise
+        raise CheckpointError(
+            f"A setting of {folder} cannot be used: {error} Pass another in its place, such as "
+            "encoder={'query_length': 'paper'}."
+        ) from error
     reader = Tokenizer(subwords, config)
     if not config.skip_unknown and "skip_unknown" not in (overrides or {}):
         _warn_of_collisions(reader, name)
@@ -185,6 +209,7 @@ def resolve(
         InvalidInputError: a setting is unknown or out of range.
     """
     wishes = {key: value for key, value in caller.items() if value is not None}
+    checkpoint = _within(checkpoint, model["max_positions"])
     stated = {key: value for key, (value, _) in checkpoint.items()}
     default = EncoderConfig().to_json()
     # Where nobody says how long a document may be, no longer than the model reads.
@@ -199,6 +224,15 @@ def resolve(
         else:
             sources[setting] = checkpoint[setting][1] if setting in checkpoint else "default"
     return config, sources
+
+
+def _within(stated: Mapping[str, tuple[Any, str]], max_positions: int) -> dict[str, tuple[Any, str]]:
+    """What a checkpoint states, its document length no longer than its own network reads."""
+    settings = dict(stated)
+    length, source = stated.get("document_length", (0, ""))
+    if isinstance(length, int) and length > max_positions:
+        settings["document_length"] = (max_positions, f"weights; {source} says {length}")
+    return settings
 
 
 def save(folder: Path, model: ColBERT, tokenizer: Tokenizer, *, dtype: torch.dtype) -> None:
@@ -270,6 +304,9 @@ def read_backbone_config(folder: Path) -> PretrainedConfig:
             "transformers."
         ) from error
     config.dtype = None
+    # A file may name a kernel to be fetched, and decoders keep a cache that nobody reads.
+    config._attn_implementation = ATTENTION
+    config.use_cache = False
     assert isinstance(config, PretrainedConfig)
     return config
 
@@ -363,8 +400,10 @@ def _tokenizer_folder(found: Found, folder: Path) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a cached snapshot has a checkpoint's weights, wherever its format keeps them."""
-    return has_weights(folder) or any(has_weights(path) for path in folder.glob("*_Transformer"))
+    """Whether a cached snapshot has all of a checkpoint; other tools fetch parts of one."""
+    return formats.is_complete(folder) and any(
+        has_tokenizer(place) for place in (folder, *folder.glob("*_Transformer"))
+    )
 
 
 def _warn_of_collisions(tokenizer: Tokenizer, name: str) -> None:
@@ -388,7 +427,14 @@ def _fingerprint(model: ColBERT, tokenizer: Tokenizer) -> str:
     settings = tokenizer.config.to_json() | {"query_length": None}
     architecture = {key: getattr(model.config, key, None) for key in _ARCHITECTURE_KEYS}
     layers = [(repr(layer.activation), layer.has_residual) for layer in model.projection]
-    described = [settings, architecture, layers, tokenizer.subwords.name, sorted(tokenizer.vocab.items())]
+    described = [
+        settings,
+        architecture,
+        layers,
+        sorted(tokenizer.vocab.items()),
+        tokenizer.subwords.name,
+        tokenizer.subwords.ids(_PROBE),  # a vocabulary does not say how text is cut and folded
+    ]
     digest.update(json.dumps(described, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())

@@ -28,8 +28,9 @@ from jacolbert_rag.datatypes import (
 from jacolbert_rag.encode.checkpoint import Checkpoint
 from jacolbert_rag.encode.model import dtype_of
 from jacolbert_rag.encode.normalize import clean
-from jacolbert_rag.encode.workers import Worker, WorkerError, WorkerPool
-from jacolbert_rag.errors import InvalidInputError, TruncationWarning
+from jacolbert_rag.encode.words import JapaneseWordPiece
+from jacolbert_rag.encode.workers import Worker, WorkerPool
+from jacolbert_rag.errors import InvalidInputError, TruncationWarning, WorkerError
 from jacolbert_rag.progress import progress_bar
 
 # Tokens of a padded batch. A CPU is as fast with 2,048 as with more (BERT-base, two threads: 1,824 and 1,801
@@ -87,8 +88,10 @@ class Encoder:
         self._forward_model = torch.compile(self.model, dynamic=True) if compile else self.model
         self.tokens_per_batch = TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
         if tokenizer_processes is None:
+            # A fast tokenizer takes all cores by itself.
+            starves = self.device.type == "cuda" and isinstance(self.tokenizer.subwords, JapaneseWordPiece)
             n_spare = (os.cpu_count() or 1) - 1
-            tokenizer_processes = min(MAX_TOKENIZER_PROCESSES, n_spare) if self.device.type == "cuda" else 0
+            tokenizer_processes = min(MAX_TOKENIZER_PROCESSES, n_spare) if starves else 0
         self.tokenizer_processes = tokenizer_processes
         self._workers: WorkerPool | None = None
         self._starting = threading.Lock()
@@ -98,7 +101,7 @@ class Encoder:
         """Width of a token embedding."""
         return self.checkpoint.config.dim
 
-    def queries(self, texts: Sequence[str]) -> TokenEmbeddings:
+    def queries(self, texts: Iterable[str]) -> TokenEmbeddings:
         """Embed queries, [MASK] augmentation included.
 
         Returns:
@@ -110,6 +113,7 @@ class Encoder:
         Warns:
             TruncationWarning: a query is longer than its length rule or the model allows.
         """
+        texts = _listed(texts)
         check_texts(texts, "query")
         batch = self.tokenizer.queries(texts)
         for i in np.flatnonzero(batch.n_cut).tolist():
@@ -124,7 +128,7 @@ class Encoder:
         return self.embed(batch, keep=np.ones(len(batch.ids), dtype=np.bool_))
 
     def documents(
-        self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+        self, texts: Iterable[str], *, on_progress: Callable[[int], None] | None = None
     ) -> TokenEmbeddings:
         """Embed documents, without the tokens that the checkpoint skips.
 
@@ -142,8 +146,14 @@ class Encoder:
         Warns:
             TruncationWarning: documents are longer than the model reads; said once, with their count.
         """
+        texts = _listed(texts)
         check_texts(texts, "document")
-        embedded, n_cut = self.documents_with_cuts(texts, on_progress=on_progress)
+        if self._has_workers and len(texts) > BLOCK_TEXTS:
+            parts = list(self.blocks(texts, on_progress=on_progress))
+            embedded = TokenEmbeddings.concatenate([part for part, _ in parts])
+            n_cut = sum(n for _, n in parts)
+        else:
+            embedded, n_cut = self.documents_with_cuts(texts, on_progress=on_progress)
         warn_of_cut_documents(n_cut, len(texts), self.checkpoint.config.document_length)
         return embedded
 
@@ -165,7 +175,7 @@ class Encoder:
 
         Raises:
             InvalidInputError: a document is not a string, or has no text; its number counts from the
-                first of the stream. Blocks before it were yielded.
+                first of the stream. Blocks well before it were yielded.
 
         Warns:
             TruncationWarning: at the end, once, with the number of documents that were cut.
@@ -181,11 +191,22 @@ class Encoder:
     def documents_with_cuts(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
     ) -> tuple[TokenEmbeddings, int]:
-        """`documents` without its checks and its warning: the embeddings, and how many were cut."""
-        if len(texts) > BLOCK_TEXTS and self._has_workers:
-            parts = list(self._blocks(_in_blocks(texts), on_progress or (lambda n: None)))
-            return TokenEmbeddings.concatenate([part for part, _ in parts]), sum(n for _, n in parts)
+        """`documents` here, without checks and warning: the embeddings, and how many were cut."""
         return self._embed_documents(self.tokenizer.documents(texts), on_progress)
+
+    def blocks(
+        self,
+        texts: Iterable[str],
+        *,
+        size: int = BLOCK_TEXTS,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[TokenEmbeddings, int]]:
+        """`stream` without checks and warning: blocks of `size` documents, and how many of each were cut.
+
+        They are encoded here, or with tokenizers beside, or on all devices; then texts are read some
+        blocks ahead of what is yielded.
+        """
+        yield from self._blocks(_in_blocks(texts, size), on_progress)
 
     def embed(
         self, batch: TokenBatch, keep: BoolArray, on_progress: Callable[[int], None] | None = None
@@ -210,12 +231,14 @@ class Encoder:
                 rows = todo.pop()
                 try:
                     launched = rows, self._launch(batch, rows)
-                except (
-                    RuntimeError
-                ) as error:  # torch.OutOfMemoryError is one, and MPS has no class of its own
+                except RuntimeError as error:
                     if not _is_out_of_memory(error) or len(rows) == 1:
                         raise
-                    todo += self._in_halves(rows)
+                if launched is None:  # only now that the failed pass's tensors went with its error
+                    self._shrink(len(rows) * int(lengths[rows].max()))
+                    left = np.concatenate([rows, *todo[::-1]])
+                    cut = batches_by_length(lengths[left], self.tokens_per_batch)
+                    todo = [left[part] for part in cut][::-1]
                     continue
             # A GPU works on this batch while the results of the one before are fetched.
             if waiting is not None:
@@ -235,7 +258,7 @@ class Encoder:
         return embedded, int(np.count_nonzero(batch.n_cut))
 
     def _blocks(
-        self, blocks: Iterator[list[str]], advance: Callable[[int], None]
+        self, blocks: Iterator[list[str]], advance: Callable[[int], None] | None
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         """Embed block after block: here, with tokenizers beside, or on all devices."""
         if self._has_workers:
@@ -245,22 +268,23 @@ class Encoder:
                 yield from self._blocks_of_workers(blocks, advance)
                 return
         for texts in blocks:
-            yield self._embed_documents(self.tokenizer.documents(texts), advance)
+            yield self.documents_with_cuts(texts, on_progress=advance)
 
     def _blocks_of_workers(
-        self, blocks: Iterator[list[str]], advance: Callable[[int], None]
+        self, blocks: Iterator[list[str]], advance: Callable[[int], None] | None
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         pool = self._pool()
         try:
             if len(self.devices) > 1:
                 for embedded, n_cut in pool.map(Worker.documents, blocks):
                     yield embedded, n_cut
-                    advance(len(embedded))
+                    if advance is not None:
+                        advance(len(embedded))
             else:
                 for batch in pool.map(Worker.tokens, blocks):
                     yield self._embed_documents(batch, advance)
         except WorkerError:
-            self.close()  # so that the next stream begins with whole ones
+            self._drop(pool)  # so that the next stream begins with whole ones
             raise
 
     @property
@@ -284,8 +308,12 @@ class Encoder:
 
     def close(self) -> None:
         """End the processes beside this one, if there are any; another stream starts them again."""
+        self._drop(self._workers)
+
+    def _drop(self, pool: WorkerPool | None) -> None:
+        """End a pool; another thread may have begun a new one meanwhile, which stays."""
         with self._starting:
-            if self._workers is not None:
+            if pool is not None and self._workers is pool:
                 self._end_workers()
                 self._workers = None
 
@@ -315,9 +343,9 @@ class Encoder:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _in_halves(self, rows: IntArray) -> list[IntArray]:
-        """The rows of a batch that did not fit into memory as two batches; later ones are smaller, too."""
-        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+    def _shrink(self, n_tokens: int) -> None:
+        """Take smaller batches from now on, since one of `n_tokens` did not fit into memory."""
+        self.tokens_per_batch = max(1, min(self.tokens_per_batch, n_tokens // 2))
         logger.warning(
             "Out of memory on %s: going on with batches of %s tokens. Free the device for speed.",
             self.device,
@@ -325,8 +353,6 @@ class Encoder:
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        return [rows[middle:], rows[:middle]]
 
 
 def batches_by_length(lengths: IntArray, n_tokens: int) -> Iterator[IntArray]:
@@ -389,6 +415,7 @@ def _best_device() -> str:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
+    # CUDA's error has a class; MPS raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
@@ -398,17 +425,29 @@ def _cells(batch: TokenBatch, rows: IntArray, inside: BoolArray) -> IntArray:
     return cells
 
 
-def _in_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _listed(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        InvalidInputError: it is one string.
+    """
+    if isinstance(texts, str):
+        raise InvalidInputError("texts is one str; expected several, such as [text].")
+    return list(texts)
+
+
+def _in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     iterator = iter(texts)
-    while block := list(islice(iterator, BLOCK_TEXTS)):
+    while block := list(islice(iterator, size)):
         yield block
 
 
 def _checked_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts that have something to encode."""
     if isinstance(texts, str):
-        raise InvalidInputError("texts is one str; expected an iterable of them, such as [text].")
+        raise InvalidInputError("texts is one str; expected several, such as [text].")
     n = 0
-    for block in _in_blocks(texts):
+    for block in _in_blocks(texts, BLOCK_TEXTS):
         check_texts(block, "document", first=n)
         n += len(block)
         yield block

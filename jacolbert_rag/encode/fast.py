@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,29 @@ class FastSubwords:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        # "[SEP]" in a text is text; so is a marker, which PyLate adds as a token that is not special.
-        self._backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = True  # "[SEP]" in a text is text
         added = self._backend.get_added_tokens_decoder()
-        self._backend.add_special_tokens(
-            [_as_special(token) for token in added.values() if not token.special]
-        )
         self.added = {token.content: i for i, token in added.items()}
         self.vocab: dict[str, int] = tokenizer.get_vocab()
         self.special = self._special_tokens(folder)
         # Unigram models have "</s>" among their pieces, so a text could still end itself.
-        self._reserved = frozenset(self.added.values()) - {self.special.unk}
+        self._reserved = {i for i, token in added.items() if token.special} - {self.special.unk}
+        self._markers: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., FastSubwords], tuple[Path, tuple[str, ...]]]:
+        """A copy in another process: the backend does not tell a copy that special tokens are text."""
+        return _restored, (self._folder, self._markers)
+
+    def reserve(self, markers: Sequence[str]) -> None:
+        """Have text never become one of these tokens, which PyLate adds as ones that are not special.
+
+        Other added tokens that are not special are text, such as ModernBERT's runs of spaces.
+        """
+        self._markers = tuple(marker for marker in markers if marker in self.added)
+        decoder = self._backend.get_added_tokens_decoder()
+        plain = [decoder[self.added[m]] for m in self._markers if not decoder[self.added[m]].special]
+        self._backend.add_special_tokens([_as_special(token) for token in plain])
+        self._reserved |= {self.added[marker] for marker in self._markers}
 
     @classmethod
     def from_folder(cls, folder: Path) -> FastSubwords:
@@ -138,6 +150,12 @@ class FastSubwords:
             prefix=tuple(full[:start]),
             suffix=tuple(full[start + len(bare) :]),
         )
+
+
+def _restored(folder: Path, markers: tuple[str, ...]) -> FastSubwords:
+    subwords = FastSubwords.from_folder(folder)
+    subwords.reserve(markers)
+    return subwords
 
 
 def _as_special(token: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacolbert_rag.errors import CheckpointError
+from jacolbert_rag.errors import CheckpointError, CheckpointWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,13 @@ FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
 NOT_FETCHED = ["onnx/*", "openvino/*", "*.bin", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"]
 
 
+_NO_FOLDER = (
+    "{!r} is no folder. Name the folder of a ColBERT checkpoint, a hub id such as "
+    "'answerdotai/JaColBERTv2.5', or nothing for the bundled model. If an index names a model that has "
+    "moved, pass `model=`."
+)
+
+
 def resolve_folder(
     name: str,
     *,
@@ -32,6 +40,7 @@ def resolve_folder(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     is_complete: Callable[[Path], bool] = lambda folder: True,
+    weights: bool = True,
 ) -> Path:
     """The folder that holds a checkpoint's files, fetched only when a hub id is named.
 
@@ -41,7 +50,8 @@ def resolve_folder(
         token: the hub's access token; True takes the one that the user logged in with.
         cache_dir: the hub's cache, in place of its usual folder.
         is_complete: whether a cached folder has all that is needed. The network is asked only where
-            it has not.
+            it has not; where that cannot be reached, what is cached is taken, with a warning.
+        weights: whether weights are fetched too.
 
     Raises:
         CheckpointError: it is neither a folder nor to be had from the hub.
@@ -52,13 +62,11 @@ def resolve_folder(
     if folder.is_dir():
         return folder
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"{name!r} is no folder. Name the folder of a ColBERT checkpoint, a hub id such as "
-            "'answerdotai/JaColBERTv2.5', or nothing for the bundled model. If an index names a model that "
-            "has moved, pass `model=`."
-        )
+        raise CheckpointError(_NO_FOLDER.format(name))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    cached: Path | None = None
 
     def snapshot(*, local: bool) -> Path:
         return Path(
@@ -67,7 +75,7 @@ def resolve_folder(
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
-                allow_patterns=FETCHED,
+                allow_patterns=FETCHED if weights else [p for p in FETCHED if p != "*.safetensors"],
                 ignore_patterns=NOT_FETCHED,
                 local_files_only=local,
             )
@@ -80,9 +88,19 @@ def resolve_folder(
             return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise CheckpointError(_NO_FOLDER.format(name)) from error
     try:
         return snapshot(local=False)
     except Exception as error:  # the hub client raises its own and its transport's errors
+        if cached is not None:
+            warnings.warn(
+                f"{name!r} is not whole in the local hub cache ({cached}), and the hub could not be asked "
+                f"({type(error).__name__}). What is there is taken; what its files lack are defaults.",
+                CheckpointWarning,
+                stacklevel=3,
+            )
+            return cached
         raise CheckpointError(
             f"{name!r} is no folder here, is not whole in the local hub cache, and could not be fetched "
             f"({type(error).__name__}: {error}). Check the name, the revision and the network, or name a "
@@ -154,7 +172,21 @@ def _has_all_shards(folder: Path) -> bool:
 def _shards(folder: Path) -> list[str]:
     """File names of the shards; never a path that leads elsewhere."""
     names = read_json(folder / SHARDS_FILE).get("weight_map", {}).values()
-    return sorted({Path(str(name)).name for name in names})
+    return sorted({inside(folder, str(name)).name for name in names})
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder of this name in a folder.
+
+    Raises:
+        CheckpointError: the name leads elsewhere.
+    """
+    if name in ("", ".", "..") or Path(name).name != name.rstrip("/"):
+        raise CheckpointError(
+            f"A file of {folder} names {name!r}, which is not the name of something in that folder. It was "
+            "tampered with, or is of another format: copy the checkpoint again from where you trust it."
+        )
+    return folder / name
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

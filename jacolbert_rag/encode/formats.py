@@ -7,6 +7,7 @@ sentence-transformers: a folder of modules, as PyLate and sentence-transformers 
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from jacolbert_rag.encode.files import (
     CONFIG_FILE,
     SHARDS_FILE,
     WEIGHTS_FILE,
+    has_weights,
+    inside,
     read_json,
     read_weights,
     write_json,
@@ -86,6 +89,16 @@ def read(folder: Path, *, metadata_folder: Path | None = None) -> Found:
     own = {key: (value, SETTINGS_FILE) for key, value in read_json(folder / SETTINGS_FILE).items()}
     found.settings.update(own)
     return found
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has all that its format asks for, but for the tokenizer."""
+    if not (folder / MODULES_FILE).is_file():
+        return has_weights(folder) and (folder / METADATA_FILE).is_file()
+    places = [(kind, inside(folder, path) if path else folder) for kind, path in _modules(folder)]
+    return all(
+        has_weights(place) for kind, place in places if kind.rsplit(".", 1)[-1] in ("Transformer", "Dense")
+    )
 
 
 def write(folder: Path, model: ColBERT, config: EncoderConfig, *, dtype: torch.dtype) -> None:
@@ -164,24 +177,26 @@ def _rule_for(query_maxlen: int | None) -> dict[str, str]:
     return {} if query_maxlen in (None, 32) else {"query_length": f"dynamic({query_maxlen}, 8)"}
 
 
-def _read_modules(folder: Path) -> Found:
-    import json
-
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """Type and path of each module, in order."""
     try:
         modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
-        listed = [
+        return [
             (str(m["type"]), str(m.get("path", ""))) for m in sorted(modules, key=lambda m: int(m["idx"]))
         ]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{folder / MODULES_FILE} is no list of modules ({error!r}). Copy it again."
         ) from error
+
+
+def _read_modules(folder: Path) -> Found:
     backbone: Path | None = None
     mask: Path | None = None
     projection: list[Dense] = []
-    for type_name, path in listed:
+    for type_name, path in _modules(folder):
         kind = type_name.rsplit(".", 1)[-1]
-        place = folder / Path(path).name if path else folder
+        place = inside(folder, path) if path else folder
         if kind == "Transformer" and backbone is None:
             backbone = place
         elif kind == "Dense":
@@ -268,8 +283,21 @@ def _modules_settings(
         if expands:
             state("query_length", _rule_for(config.get("query_length")).get("query_length"))
     state("document_length", transformer.get("document_length"), TRANSFORMER_CONFIG_FILE)
+    if not is_pylate and transformer.get("document_length") is None:
+        limits = (transformer.get("max_seq_length"), _tokenizer_limit(backbone or folder))
+        state("document_length", next((n for n in limits if n), None), "the model's longest text")
+    if transformer.get("do_lower_case"):
+        raise CheckpointError(
+            f"{(backbone or folder) / TRANSFORMER_CONFIG_FILE} asks for do_lower_case, which is left to "
+            "tokenizers here. Set it in tokenizer_config.json instead, as the tokenizer's class allows."
+        )
     expansion = transformer.get("query_expansion")
     if expansion is not None:
+        if expansion.get("token") is not None:
+            raise CheckpointError(
+                f"{(backbone or folder) / TRANSFORMER_CONFIG_FILE} pads queries with "
+                f"{expansion['token']!r}; only the tokenizer's mask token is supported."
+            )
         rule = _rule_for(expansion.get("length")).get("query_length", "paper")
         state("query_length", rule, TRANSFORMER_CONFIG_FILE)
         state("attend_to_mask_tokens", bool(expansion.get("attend")), TRANSFORMER_CONFIG_FILE)
@@ -282,6 +310,12 @@ def _modules_settings(
             )
         state("skiplist", masked.get("skiplist_words"), f"{mask.name}/{CONFIG_FILE}")
     return settings
+
+
+def _tokenizer_limit(folder: Path) -> int | None:
+    """What a tokenizer says is the longest text; None where it says nothing, or says "no limit"."""
+    limit = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and limit < 1e6 else None
 
 
 def _is_stanford(model: ColBERT, config: EncoderConfig) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+from jacolbert_rag.config import ComputeDtype
+from jacolbert_rag.errors import InvalidInputError
 
 # SDPA takes the additive key mask that queries need; varlen and flash attention return zero vectors for
 # [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for documents of
@@ -152,7 +155,7 @@ def empty_backbone(config: PretrainedConfig) -> PreTrainedModel:
     # transformers' methods are not annotated.
     build: Callable[..., PreTrainedModel] = AutoModel.from_config
     with torch.device("meta"):
-        kind = type(build(config))
+        kind = type(build(config, attn_implementation=ATTENTION))
     return build(config, attn_implementation=ATTENTION, **_without_pooler(kind))
 
 
@@ -204,7 +207,12 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
         For "auto": bfloat16 on CUDA (float16 on GPUs that only emulate it) and on CPUs that multiply
         bfloat16 by instruction (AMX, AVX512-BF16); else float32. float16 on a CPU was six times slower than
         float32.
+
+    Raises:
+        InvalidInputError: there is no such dtype.
     """
+    if name not in get_args(ComputeDtype):
+        raise InvalidInputError(f"dtype is {name!r}; expected {', '.join(get_args(ComputeDtype))}.")
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype

@@ -108,15 +108,17 @@ class Splitter:
 
         A chunk's id is `ID#DIGEST`: the document's, and 12 hex digits of title and chunk, so that it stays
         as long as they do. Where a document says the same again, -2, -3 and so on follow. Title and metadata
-        are the document's; `metadata["chunk"]` has the "document_id", and "start" and "end" in its text.
+        are the document's, but a title that takes over two thirds of the budget is cut there;
+        `metadata["chunk"]` has the "document_id", and "start" and "end" in its text.
 
         Raises:
             InvalidInputError: the metadata of a document that must be cut has the key "chunk" already.
         """
         for document in documents:
             fits = _n_tokens(document.passage, self.budget, self.count) <= self.budget
-            chunks = [] if fits else self.chunks(document.text, title=document.title)
-            if len(chunks) < 2:  # it fits, or is long for its title alone
+            title = document.title if fits else self._short(document.title)
+            chunks = [] if fits else self.chunks(document.text, title=title)
+            if not chunks:
                 yield document
                 continue
             if CHUNK_KEY in document.metadata:
@@ -124,10 +126,22 @@ class Splitter:
                     f"The metadata of document {document.id!r} has a {CHUNK_KEY!r} already, where its chunks "
                     "would say which part of it they are. Rename that key, or split the document yourself."
                 )
-            ids = chunk_ids(document.id, [chunk.text for chunk in chunks], title=document.title)
+            ids = chunk_ids(document.id, [chunk.text for chunk in chunks], title=title)
             for id, (start, end, text) in zip(ids, chunks, strict=True):
                 place = {"document_id": document.id, "start": start, "end": end}
-                yield Document(id, text, {**document.metadata, CHUNK_KEY: place}, document.title)
+                yield Document(id, text, {**document.metadata, CHUNK_KEY: place}, title)
+
+    def _short(self, title: str) -> str:
+        """A title, cut where it would leave less than a third of the budget to the text."""
+        most = self.budget - self.budget // 3 - 1
+        if not title or _n_tokens(title, most, self.count) <= most:
+            return title
+        low, high = 0, len(title)  # characters that fit, and that do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = _n_tokens(title[:middle], most, self.count) <= most
+            low, high = (middle, high) if fits else (low, middle)
+        return title[:low].rstrip()
 
     def _room(self, title: str) -> tuple[int, Callable[[str], int]]:
         """Tokens that a title leaves to a chunk, and what counts the tokens that a text adds to it."""

@@ -40,6 +40,10 @@ class Subwords(Protocol):
     added: dict[str, int]  # tokens that are not pieces of text, such as markers
     special: SpecialTokens
 
+    def reserve(self, markers: Sequence[str]) -> None:
+        """Have text never become one of these tokens."""
+        ...
+
     def ids(self, text: str) -> list[int]:
         """Ids of a raw text, without special tokens, markers or a limit."""
         ...
@@ -70,6 +74,7 @@ class Tokenizer:
                 "ColBERT needs both its markers there: take the tokenizer and the metadata from the same "
                 "checkpoint, or name the markers with query_marker and document_marker."
             )
+        subwords.reserve([marker for marker in markers if marker])
         self.subwords = subwords
         self.config = config
         self.vocab = subwords.vocab

@@ -99,6 +99,9 @@ class JapaneseWordPiece:
         self._segmenter = WordSegmenter()
         self._memo: dict[str, tuple[int, ...]] = {}
 
+    def reserve(self, markers: Sequence[str]) -> None:
+        """Have text never become one of these tokens: it never becomes an added one here."""
+
     def ids(self, text: str) -> list[int]:
         """Ids of a raw text, without special tokens, markers or a limit."""
         ids: list[int] = []

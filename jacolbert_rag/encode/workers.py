@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jacolbert_rag.datatypes import TokenBatch, TokenEmbeddings
-from jacolbert_rag.errors import JaColBERTError
+from jacolbert_rag.errors import WorkerError
 
 if TYPE_CHECKING:
     from jacolbert_rag.encode.checkpoint import Checkpoint
@@ -35,23 +36,18 @@ R = TypeVar("R")
 _HEADER = struct.Struct("<Q")
 
 
-class WorkerError(JaColBERTError):
-    """A process that encodes or tokenises has failed or ended."""
-
-
 class Worker:
     """One process with the same checkpoint as ours."""
 
     def __init__(self, order: dict[str, Any], what: str) -> None:
         """Start a process; it loads what it needs while we go on. Use `tokenizing` or `encoding`."""
         self._what = what
+        # -P: the working directory may hold files that are named as modules are. The package comes last,
+        # so that nothing installed beside it comes before the standard library.
         root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        start = f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jacolbert_rag.encode.workers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-P", "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._ask(order)
 
@@ -102,7 +98,7 @@ class Worker:
         try:
             _send_bytes(self._process.stdin, json.dumps(message).encode("ascii"))
             self._process.stdin.flush()
-        except BrokenPipeError as error:
+        except (BrokenPipeError, ValueError) as error:  # it ended, or was closed
             raise self._ended() from error
 
     def _answer(self) -> list[npt.NDArray[Any]]:
@@ -132,6 +128,7 @@ class WorkerPool:
     def __init__(self, starts: Sequence[Callable[[], Worker]]) -> None:
         """Start one process for each function."""
         self._workers: list[Worker] = []
+        self._threads = ThreadPoolExecutor(max_workers=len(starts), thread_name_prefix="jacolbert")
         try:
             for start in starts:
                 self._workers.append(start())
@@ -141,7 +138,6 @@ class WorkerPool:
         self._free: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             self._free.put(worker)
-        self._threads = ThreadPoolExecutor(max_workers=len(self._workers), thread_name_prefix="jacolbert")
 
     def map(self, function: Callable[[Worker, T], R], items: Iterable[T]) -> Iterator[R]:
         """`function(worker, item)` for each item, on whichever worker is free; results in the items' order.
@@ -153,6 +149,11 @@ class WorkerPool:
             worker = self._free.get()
             try:
                 return function(worker, item)
+            except WorkerError:
+                raise
+            except BaseException:
+                worker.close()  # its pipe may hold the rest of this answer, which is not the next one's
+                raise
             finally:
                 self._free.put(worker)
 
@@ -172,6 +173,7 @@ class WorkerPool:
         """End all processes."""
         for worker in self._workers:
             worker.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _send_bytes(pipe: IO[bytes], data: bytes | memoryview) -> None:
@@ -269,6 +271,8 @@ def _encoding(order: dict[str, Any]) -> Callable[[list[str]], list[npt.NDArray[A
 def main() -> None:
     """Serve the parent process."""
     # What any library prints goes to standard error; standard output is for answers alone.
+    # Ctrl-C goes to every process of the terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
@@ -276,7 +280,3 @@ def main() -> None:
         answers.close()
     except BrokenPipeError:  # the parent is gone, and nobody waits for an answer
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
