@@ -364,7 +364,8 @@ def test_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, path: str)
         checkpoint.load(folder)
 
 
-def test_attention_kernel_from_a_file_is_not_obeyed(folder: Path) -> None:
+def test_attention_kernel_from_a_file_is_not_obeyed(tmp_path: Path) -> None:
+    folder = BACKBONES["modernbert"](tmp_path / "model")
     edit_json(folder / "config.json", _attn_implementation="someone/some-kernel")
     assert checkpoint.load(folder).model.config._attn_implementation == "sdpa"
 

@@ -27,9 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "encode.workers": BASE | {"encode", "encode.checkpoint", "encode.encoder", "encode.tokens"},
     "encode.sentences": BASE,
     "encode.splitter": BASE | {"encode.sentences", "encode.tokens"},
-    "encode.model": BASE,
-    "encode.formats": BASE | {"encode.files", "encode.model"},
-    "encode.checkpoint": BASE | {"encode", "encode.fast", "encode.files", "encode.formats", "encode.model",
+    "encode.bert": BASE,
+    "encode.model": BASE | {"encode.bert"},
+    "encode.formats": BASE | {"encode.bert", "encode.files", "encode.model"},
+    "encode.checkpoint": BASE | {"encode", "encode.bert", "encode.fast", "encode.files", "encode.formats", "encode.model",
                                  "encode.tokens", "encode.words"},
     "encode.encoder": BASE | {"encode.checkpoint", "encode.model", "encode.normalize", "encode.words",
                               "encode.workers", "progress"},
@@ -55,6 +56,7 @@ HOMES = {
     "huggingface_hub": {"encode.files"},
     "safetensors": {"encode.files", "encode.formats"},
     "torch": {
+        "encode.bert",
         "encode.model",
         "encode.checkpoint",
         "encode.encoder",
@@ -158,6 +160,13 @@ def test_tokenizing_loads_no_network() -> None:
 def test_retriever_loads_no_framework() -> None:
     loaded = loaded_after("from jacolbert_rag import JaColBERTRetriever")
     assert not loaded & {"langchain_core", "llama_index", "ranx", "numba", "datasets", "schedulefree"}
+
+
+def test_searching_with_the_bundled_model_loads_no_transformers() -> None:
+    # It takes longer to import than all else that a first search does.
+    code = "from jacolbert_rag import JaColBERTRetriever as R; r = R.from_pretrained()"
+    code += "; r.add(['湖']); r.search('湖')"
+    assert not loaded_after(code) & {"transformers", "sympy", "scipy", "langchain_core", "llama_index"}
 
 
 def test_package_imports_quickly() -> None:

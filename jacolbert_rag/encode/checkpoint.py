@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
 
 from jacolbert_rag.config import EncoderConfig, EncoderOverrides
 from jacolbert_rag.encode import formats
+from jacolbert_rag.encode.bert import BertSettings
 from jacolbert_rag.encode.fast import FastSubwords
 from jacolbert_rag.encode.files import (
     CONFIG_FILE,
@@ -28,8 +28,10 @@ from jacolbert_rag.encode.files import (
 from jacolbert_rag.encode.formats import Found
 from jacolbert_rag.encode.model import (
     ATTENTION,
+    BackboneConfig,
     ColBERT,
     WeightsMismatchError,
+    base_prefix,
     load_backbone,
     with_plain_names,
 )
@@ -279,7 +281,7 @@ def write_japanese_tokenizer(folder: Path, subwords: JapaneseWordPiece) -> None:
     )
 
 
-def read_backbone_config(folder: Path) -> PretrainedConfig:
+def read_backbone_config(folder: Path) -> BackboneConfig:
     """config.json of a transformer.
 
     Raises:
@@ -291,6 +293,10 @@ def read_backbone_config(folder: Path) -> PretrainedConfig:
             f"{folder} has no {CONFIG_FILE}. Copy it from the checkpoint that this one was made from."
         )
     values = read_json(path)
+    if (settings := BertSettings.read(values)) is not None:
+        return settings
+    from transformers import AutoConfig, PretrainedConfig
+
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, KeyError and its own
@@ -315,7 +321,7 @@ def _network(found: Found) -> ColBERT:
     """The backbone with its weights under its projection."""
     folder = found.backbone_folder
     config = read_backbone_config(folder)
-    prefix = _base_prefix(config)
+    prefix = base_prefix(config)
     try:
         backbone = load_backbone(config, with_plain_names(found.weights, prefix))
     except WeightsMismatchError as error:
@@ -345,15 +351,6 @@ def _network(found: Found) -> ColBERT:
             "all files from the same checkpoint."
         )
     return ColBERT(backbone, found.projection)
-
-
-def _base_prefix(config: PretrainedConfig) -> str:
-    """What stands before the backbone's names in a file of a model with a head, such as "bert"."""
-    from jacolbert_rag.encode.model import empty_backbone
-
-    with torch.device("meta"):
-        prefix: str = empty_backbone(config).base_model_prefix
-    return prefix
 
 
 def _with_marker_prompts(

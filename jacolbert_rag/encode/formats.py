@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from jacolbert_rag.config import EncoderConfig, QueryLength
+from jacolbert_rag.encode.bert import Bert
 from jacolbert_rag.encode.files import (
     CONFIG_FILE,
     SHARDS_FILE,
@@ -363,7 +364,8 @@ def _write_stanford(folder: Path, model: ColBERT, config: EncoderConfig, dtype: 
 
 
 def _write_modules(folder: Path, model: ColBERT, config: EncoderConfig, dtype: torch.dtype) -> None:
-    _write_backbone_config(folder, model, [type(model.backbone).__name__])
+    name = "BertModel" if isinstance(model.backbone, Bert) else type(model.backbone).__name__
+    _write_backbone_config(folder, model, [name])
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for number, layer in enumerate(model.projection, start=1):
         assert isinstance(layer, Dense)

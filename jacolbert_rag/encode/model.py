@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from jacolbert_rag.config import ComputeDtype
+from jacolbert_rag.encode.bert import Bert, BertSettings
 from jacolbert_rag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Of transformers' models, which are imported only where a checkpoint needs one: it takes two seconds.
+BackboneConfig: TypeAlias = "BertSettings | PretrainedConfig"
+Backbone: TypeAlias = "Bert | PreTrainedModel"
 
 # SDPA takes the additive key mask that queries need; varlen and flash attention return zero vectors for
 # [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for documents of
@@ -68,15 +75,15 @@ class Dense(nn.Module):
 class ColBERT(nn.Module):
     """Token embeddings of a batch of token ids."""
 
-    def __init__(self, backbone: PreTrainedModel, projection: Sequence[Dense]) -> None:
+    def __init__(self, backbone: Backbone, projection: Sequence[Dense]) -> None:
         """Put a transformer and its projection together."""
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.projection = nn.ModuleList(projection)
 
     @property
-    def config(self) -> PretrainedConfig:
-        """The transformer's configuration."""
+    def config(self) -> Any:
+        """The transformer's configuration: `BertSettings`, or transformers' own."""
         return self.backbone.config
 
     @property
@@ -99,8 +106,11 @@ class ColBERT(nn.Module):
             (n_texts, length, dim) float32, rows of unit length, padding rows included: the caller drops
             them.
         """
-        mask = None if attended is None else attended.long()
-        states: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        if isinstance(self.backbone, Bert):
+            states: Tensor = self.backbone(ids, attended)
+        else:
+            mask = None if attended is None else attended.long()
+            states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         for layer in self.projection:
             states = layer(states)
         # In float32: the squares of a bfloat16 row add up to a length that is wrong in the third digit.
@@ -112,19 +122,23 @@ def random_model(config: PretrainedConfig, dim: int) -> ColBERT:
     return ColBERT(empty_backbone(config), [Dense(config.hidden_size, dim)])
 
 
-def load_backbone(config: PretrainedConfig, weights: dict[str, Tensor]) -> PreTrainedModel:
+def load_backbone(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:
     """A transformer with these weights, without a pooler; tensors that it has no place for are left out.
 
     Raises:
         WeightsMismatchError: a parameter has no tensor, or one of another shape.
     """
     with torch.device("meta"):  # costs nothing, and tells the class and its parameters
-        blank = empty_backbone(config)
+        blank = Bert(config) if isinstance(config, BertSettings) else empty_backbone(config)
     own = blank.state_dict()
     missing = [key for key in own if key not in weights]
     wrong = [key for key in own if key in weights and own[key].shape != weights[key].shape]
     if missing or wrong:
         raise WeightsMismatchError(missing, wrong)
+    if isinstance(blank, Bert):
+        blank.load_state_dict({key: weights[key] for key in own}, assign=True)
+        return blank
+    assert not isinstance(config, BertSettings)
     kind = type(blank)
     with _no_progress_bar():
         return kind.from_pretrained(
@@ -152,6 +166,8 @@ def empty_backbone(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         ValueError: transformers has no model of this type.
     """
+    from transformers import AutoModel
+
     # transformers' methods are not annotated.
     build: Callable[..., PreTrainedModel] = AutoModel.from_config
     with torch.device("meta"):
@@ -194,6 +210,14 @@ def with_plain_names(weights: dict[str, Tensor], prefix: str) -> dict[str, Tenso
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         renamed[name] = value
     return renamed
+
+
+def base_prefix(config: BackboneConfig) -> str:
+    """What stands before the backbone's names in a file of a model with a head, such as "bert"."""
+    if isinstance(config, BertSettings):
+        return Bert.base_model_prefix
+    with torch.device("meta"):
+        return empty_backbone(config).base_model_prefix
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
