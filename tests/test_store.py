@@ -342,9 +342,11 @@ def test_opening_while_another_process_merges(tmp_path: Path) -> None:
     done = threading.Event()
 
     def write() -> None:
-        for i in range(80):
-            writer.append(*some(2, start=2 * i + 10))
-        done.set()
+        try:
+            for i in range(80):
+                writer.append(*some(2, start=2 * i + 10))
+        finally:  # or a failure would never end the loop below
+            done.set()
 
     thread = threading.Thread(target=write)
     thread.start()

@@ -56,6 +56,9 @@ CREATE TABLE generation (number INTEGER NOT NULL);
 INSERT INTO generation VALUES (0);
 """
 LOCK_SECONDS = 60  # a writer waits so long for another process to finish its write
+# numpy reads an .npy file's header by ast.literal_eval, which two threads of CPython 3.11 cannot run at once:
+# "SystemError: AST constructor recursion depth mismatch" (python/cpython issue 106905).
+_READING_HEADER = threading.Lock()
 
 
 class _Segment:
@@ -560,7 +563,8 @@ def _connect(path: Path, *, durable: bool) -> sqlite3.Connection:
 def _read_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """A memory map of an .npy file, held to the shape that the database says."""
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+        with _READING_HEADER:
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
     except FileNotFoundError as error:
         raise _SegmentVanishedError(path) from error
     except (ValueError, OSError, EOFError) as error:
