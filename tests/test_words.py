@@ -124,6 +124,21 @@ def test_threads_give_the_same_ids(subwords: JapaneseWordPiece) -> None:
     assert results == [expected] * 8
 
 
+def test_threads_that_end_leave_no_tagger_behind() -> None:
+    from jacolbert_rag.encode import words
+
+    for _ in range(5):
+        thread = threading.Thread(target=WordSegmenter().words, args=("東京都に行く",))
+        thread.start()
+        thread.join()
+    n = len(words._IDLE_TAGGERS)
+    for _ in range(5):
+        thread = threading.Thread(target=WordSegmenter().words, args=("東京都に行く",))
+        thread.start()
+        thread.join()
+    assert len(words._IDLE_TAGGERS) == n
+
+
 def test_vocabulary_without_a_special_token_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"lacks \[MASK\].*vocab\.txt from the checkpoint"):
         JapaneseWordPiece([t for t in tiny_vocab() if t != MASK])
