@@ -123,6 +123,14 @@ def test_dot_mode_is_colbert_ai_before_0_2_21() -> None:
     assert make(marker_mode="dot", document_length=20).documents(["富士山、" * 300]).lengths[0] == 20
 
 
+def test_dot_mode_writes_over_the_full_stop_and_not_over_a_prompt() -> None:
+    dot = make(marker_mode="dot", document_prompt="文書: ")
+    expected = [*dot.special.prefix, *dot.word_ids(". 文書: 湖"), *dot.special.suffix]
+    expected[1] = dot.document_marker_id
+    assert list(dot.documents(["湖"]).ids) == expected
+    assert dot.document_spans("湖").tolist() == [[-1, -1]] * (len(expected) - 2) + [[0, 1], [-1, -1]]
+
+
 def test_prompt_is_read_before_the_text() -> None:
     batch = make(query_prompt="質問: ").queries(["湖はどこ？"])
     own = make().word_ids("質問: 湖はどこ？")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +58,23 @@ class Subwords(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What a query or a document is read in.
+
+    Attributes:
+        marker: its id stands behind the first token; None for none.
+        in_place: the marker stands where a token of `lead` was (marker mode "dot"), so it takes no room.
+        lead: text that is read before the text itself.
+        limit: most tokens of a row.
+    """
+
+    marker: int | None
+    in_place: bool
+    lead: str
+    limit: int
+
+
 class Tokenizer:
     """What a checkpoint's network reads of a query and of a document."""
 
@@ -82,14 +100,16 @@ class Tokenizer:
         self.query_marker_id = self.vocab.get(config.query_marker) if config.query_marker else None
         self.document_marker_id = self.vocab.get(config.document_marker) if config.document_marker else None
         self.query_length = QueryLength.parse(config.query_length)
+        self._query = self._frame(
+            self.query_marker_id, config.query_prompt, self.query_length.longest(config.max_positions)
+        )
+        self._document = self._frame(self.document_marker_id, config.document_prompt, config.document_length)
         self._skipped = np.array(sorted(self.skiplist()), dtype=np.int32)
 
     @property
     def document_budget(self) -> int:
         """Tokens of text that fit a document beside its special tokens, marker and prompt."""
-        return self.config.document_length - self._n_framing(
-            self.document_marker_id, self.config.document_prompt
-        )
+        return self._room(self._document) - len(self.word_ids(self._document.lead))
 
     def skiplist(self) -> frozenset[int]:
         """Ids whose embeddings are not kept for documents.
@@ -124,22 +144,15 @@ class Tokenizer:
 
     def documents(self, texts: Iterable[str]) -> TokenBatch:
         """Special tokens, marker and text, cut at the checkpoint's document length."""
-        rows, n_cut = self._framed(
-            texts, self.document_marker_id, self.config.document_prompt, self.config.document_length
-        )
+        rows, n_cut = self._framed(texts, self._document)
         return _batch(rows, [len(row) for row in rows], n_cut)
 
     def queries(self, texts: Iterable[str]) -> TokenBatch:
         """Special tokens, marker, text and [MASK]s, by the rule; cut where it or the model ends."""
-        most = self.config.max_positions
-        rows, n_cut = self._framed(
-            texts, self.query_marker_id, self.config.query_prompt, self.query_length.longest(most)
-        )
-        n_attended = []
+        rows, n_cut = self._framed(texts, self._query)
+        n_attended = [len(row) for row in rows]
         for row in rows:
-            n_attended.append(len(row))
-            length = min(self.query_length.padded(len(row)), most)
-            row += [self.special.mask] * (length - len(row))
+            row += [self.special.mask] * self._n_masks(len(row))
         if self.config.attend_to_mask_tokens:
             n_attended = [len(row) for row in rows]
         return _batch(rows, n_attended, n_cut)
@@ -151,37 +164,33 @@ class Tokenizer:
             (n_tokens, 2) int64 of start and end, one row for each id of `documents([text])`. Tokens that
             are not of the text (special tokens, marker, prompt) have -1, -1.
         """
-        return self._spans(
-            text, self.document_marker_id, self.config.document_prompt, self.config.document_length
-        )
+        return self._spans(text, self._document)
 
     def query_spans(self, text: str) -> IntArray:
         """`document_spans` for a query: one row for each id of `queries([text])`."""
-        most = self.config.max_positions
-        spans = self._spans(
-            text, self.query_marker_id, self.config.query_prompt, self.query_length.longest(most)
-        )
-        n_masks = max(0, min(self.query_length.padded(len(spans)), most) - len(spans))
-        return np.concatenate([spans, np.full((n_masks, 2), -1, dtype=np.int64)])
+        spans = self._spans(text, self._query)
+        return np.concatenate([spans, np.full((self._n_masks(len(spans)), 2), -1, dtype=np.int64)])
 
-    def _n_framing(self, marker: int | None, prompt: str) -> int:
-        """Tokens of a row that are not of the text."""
-        n = len(self.special.prefix) + len(self.special.suffix) + (marker is not None)
-        return n + (len(self.subwords.ids(prompt)) if prompt else 0)
+    def _n_masks(self, n: int) -> int:
+        """[MASK]s behind a query of n tokens."""
+        return max(0, min(self.query_length.padded(n), self.config.max_positions) - n)
 
-    def _framed(
-        self, texts: Iterable[str], marker: int | None, prompt: str, limit: int
-    ) -> tuple[list[list[int]], list[int]]:
-        """Rows of at most `limit` ids, and how many ids each had at least to leave out."""
+    def _frame(self, marker: int | None, prompt: str, limit: int) -> _Frame:
         dot = self.config.marker_mode == "dot" and marker is not None
-        lead = prompt + (". " if dot else "")
-        # In dot mode the marker stands where the full stop was, so it takes no room of its own.
-        room = limit - len(self.special.prefix) - len(self.special.suffix) - (marker is not None and not dot)
+        return _Frame(marker, dot, (". " if dot else "") + prompt, limit)
+
+    def _room(self, frame: _Frame) -> int:
+        """Tokens of a row that lead and text share."""
+        n_special = len(self.special.prefix) + len(self.special.suffix)
+        return frame.limit - n_special - (frame.marker is not None and not frame.in_place)
+
+    def _framed(self, texts: Iterable[str], frame: _Frame) -> tuple[list[list[int]], list[int]]:
+        """Rows within the frame's limit, and how many ids each had at least to leave out."""
         rows, n_cut = [], []
-        for ids, n_more in self._heads(texts, lead, room):
+        for ids, n_more in self._heads(texts, frame.lead, self._room(frame)):
             row = [*self.special.prefix, *ids, *self.special.suffix]
-            if marker is not None:
-                row[1 : 2 if dot else 1] = [marker]
+            if frame.marker is not None:
+                row[1 : 2 if frame.in_place else 1] = [frame.marker]
             rows.append(row)
             n_cut.append(n_more)
         return rows, n_cut
@@ -199,25 +208,20 @@ class Tokenizer:
                 ids = self.subwords.ids(lead + text[:end])
             yield ids[:room], max(0, len(ids) - room)
 
-    def _spans(self, text: str, marker: int | None, prompt: str, limit: int) -> IntArray:
-        (row,), _ = self._framed([text], marker, prompt, limit)
-        dot = self.config.marker_mode == "dot" and marker is not None
-        lead = prompt + (". " if dot else "")
-        n_prefix, n_suffix = len(self.special.prefix), len(self.special.suffix)
-        n_text = len(row) - n_prefix - n_suffix - (marker is not None and not dot)
-        size = HEAD_CHARS_PER_TOKEN * max(1, n_text)
-        ids, spans = self.subwords.ids_and_spans(lead + text[:size])
-        while len(ids) < n_text + HEAD_MARGIN and size < len(text):
+    def _spans(self, text: str, frame: _Frame) -> IntArray:
+        n_lead, room = len(frame.lead), self._room(frame)
+        size = HEAD_CHARS_PER_TOKEN * room
+        ids, spans = self.subwords.ids_and_spans(frame.lead + text[:size])
+        while len(ids) < room + HEAD_MARGIN and size < len(text):
             size *= 4
-            ids, spans = self.subwords.ids_and_spans(lead + text[:size])
-        n_lead = len(lead)
+            ids, spans = self.subwords.ids_and_spans(frame.lead + text[:size])
         own = [
             (max(start - n_lead, 0), end - n_lead) if end > n_lead else (-1, -1)
-            for start, end in spans[:n_text]
+            for start, end in spans[:room]
         ]
-        framed = [(-1, -1)] * n_prefix + own + [(-1, -1)] * n_suffix
-        if marker is not None:
-            framed[1 : 2 if dot else 1] = [(-1, -1)]
+        framed = [(-1, -1)] * len(self.special.prefix) + own + [(-1, -1)] * len(self.special.suffix)
+        if frame.marker is not None:
+            framed[1 : 2 if frame.in_place else 1] = [(-1, -1)]
         return np.array(framed, dtype=np.int64).reshape(-1, 2)
 
 
