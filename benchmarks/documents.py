@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, model, texts
-from benchmarks.blocklog import BlockLog
+from benchmarks import machine, model
 from benchmarks.settings import Settings
 from benchmarks.spread import ratios, spread
-from benchmarks.turns import Record, Running, column, common, cut
-from benchmarks.workers import System, Worker
+from benchmarks.turns import Record, Running, column, common, encode_in_turns, saved
+from benchmarks.workers import System
 
 OURS, OURS_FLOAT32 = "jacolbert", "jacolbert-float32"
 PYLATE, ST, ST_BFLOAT16 = "pylate", "sentence-transformers", "sentence-transformers-bfloat16"
 NETWORK, NETWORK_FLOAT32 = "network", "network-float32"
-N_WARM_UP = 16  # passages beyond the measured ones
 NOTE = (
     "network: forward passes alone, over the same token ids laid end to end in rows of 256, without padding, "
     "in the batch that was fastest; all others: texts in, token embeddings out, at each library's defaults"
@@ -45,43 +42,19 @@ def measure(settings: Settings, *, shape: model.Shape = model.BASE) -> dict[str,
     """Encode the passages with each system in turns, and compare what came out."""
     settings.say(f"checkpoint: {machine.shape_name(shape)}")
     folder = model.checkpoint_folder(settings.work, shape)
-    data = texts.passages(settings.data, settings.n_passages)
-    # A longer run of the same order: its tail is never measured.
-    warm_up = texts.passages(settings.data, settings.n_passages + N_WARM_UP).texts[-N_WARM_UP:]
-    with ExitStack() as stack:
-        running = Running(settings, systems(settings), stack)
-
-        def load(worker: Worker) -> dict[str, Any]:
-            loaded = worker.load(folder)
-            save = str(saved(settings.work, worker.system.name))
-            return loaded | worker.ask("warm_up", texts=warm_up, save=save)
-
-        running.start(load)
-        signature = machine.signature(
-            "documents",
-            texts=data.signed,
-            model=machine.shape_name(shape),
-            threads=settings.threads,
-            versions=running.versions,
-        )
-        log = BlockLog(settings.work, "documents", {"signature": signature, "n_blocks": settings.n_blocks})
-        blocks = [
-            lambda worker, block=block: worker.ask("documents", texts=block)
-            for block in cut(data.texts, settings.n_blocks)
-        ]
-        records = running.take_turns(log, blocks)
+    done = encode_in_turns("documents", settings, systems(settings), folder, model=machine.shape_name(shape))
     result = {
-        "signature": signature,
+        "signature": done.signature,
         "note": NOTE,
-        **summarize(running, records),
+        **summarize(done.running, done.records),
         "agreement": {
             name: agreement(saved(settings.work, OURS_FLOAT32), saved(settings.work, name))
             for name in (OURS, PYLATE, ST, ST_BFLOAT16)
-            if name in running.workers and OURS_FLOAT32 in running.workers
+            if {name, OURS_FLOAT32} <= set(done.running.workers)
         },
-        "blocks": records,
+        "blocks": done.records,
     }
-    log.finish()
+    done.log.finish()
     return result
 
 
@@ -149,11 +122,6 @@ def ratio_table(records: Sequence[Record], ran: set[str]) -> dict[str, Any]:
         found[f"attainable / {ST}"] = asdict(spread(attainable))
         found["reached"] = asdict(spread(reached))
     return found
-
-
-def saved(work: Path, name: str) -> Path:
-    """Where a system's warm-up embeddings go."""
-    return work / "messages" / f"{name}.npz"
 
 
 def agreement(ours: Path, theirs: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,16 +115,12 @@ def grids(workload: str, result: Result) -> list[Grid]:
 
 
 def _documents(result: Result) -> list[Grid]:
-    lines = []
-    for name, row in result["systems"].items():
-        if "not_run" in row:
-            lines.append((name, row["not_run"], "", "", ""))
-            continue
+    def cells(row: Mapping[str, Any]) -> list[str]:
         padding = f"{row['padded_per_token']:.2f}" if "padded_per_token" in row else ""
-        speeds = (_speed(row["docs_per_s"]), _speed(row["tokens_per_s"]))
-        lines.append((name, row.get("dtype", ""), *speeds, padding))
+        return [row.get("dtype", ""), _speed(row["docs_per_s"]), _speed(row["tokens_per_s"]), padding]
+
     heads = ("system", "computes in", "documents/s", "tokens/s", "padded tokens a token")
-    rows = Grid(f"Encoding {_n(result)} documents on a CPU", heads, tuple(lines))
+    rows = Grid(f"Encoding {_n(result)} documents on a CPU", heads, _lines(result, heads, cells))
     found = [rows, _ratio_grid(result["ratios"])]
     if result["agreement"]:
         found.append(_agreement(result["agreement"]))
@@ -132,16 +128,14 @@ def _documents(result: Result) -> list[Grid]:
 
 
 def _tokens(result: Result) -> list[Grid]:
-    lines = []
-    for name, row in result["systems"].items():
-        if "not_run" in row:
-            lines.append((name, row["not_run"], ""))
-        else:
-            lines.append((name, _speed(row["docs_per_s"]), _speed(row["tokens_per_s"])))
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [_speed(row["docs_per_s"]), _speed(row["tokens_per_s"])]
+
     title = f"Tokenizing {_n(result)} documents on one core"
     if alike := result.get("agreement"):
         title += f" (equal ids in {alike['n_equal_ids']} of {alike['n_texts']} other texts)"
-    return [Grid(title, ("system", "documents/s", "tokens/s"), tuple(lines)), _ratio_grid(result["ratios"])]
+    heads = ("system", "documents/s", "tokens/s")
+    return [Grid(title, heads, _lines(result, heads, cells)), _ratio_grid(result["ratios"])]
 
 
 def _query(result: Result) -> list[Grid]:
@@ -152,25 +146,22 @@ def _query(result: Result) -> list[Grid]:
 
 
 def _cold_start(result: Result) -> list[Grid]:
-    lines = []
-    for name, row in result["systems"].items():
-        if "not_run" in row:
-            lines.append((name, row["not_run"], "", ""))
-        else:
-            lines.append((name, *(_spread(row[key]) for key in ("wall_s", "load_s", "query_s"))))
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [_spread(row[key]) for key in ("wall_s", "load_s", "query_s")]
+
     heads = ("system", "whole process, s", "imports and loading, s", "first question, s")
-    return [Grid("Cold start to the first question", heads, tuple(lines)), _ratio_grid(result["ratios"])]
+    rows = Grid("Cold start to the first question", heads, _lines(result, heads, cells))
+    return [rows, _ratio_grid(result["ratios"])]
 
 
 def _cuda(result: Result) -> list[Grid]:
-    lines = []
-    for name, row in result["systems"].items():
-        if "not_run" in row:
-            lines.append((name, row["not_run"], "", "", ""))
-            continue
+    def cells(row: Mapping[str, Any]) -> list[str]:
         share = _spread(row["share_of_product"]) if "share_of_product" in row else ""
-        speeds = (_speed(row["docs_per_s"]), _speed(row["tokens_per_s"]))
-        lines.append((name, *speeds, f"{row['flops_per_s']['median'] / 1e12:.1f}", share))
+        rate = f"{row['flops_per_s']['median'] / 1e12:.1f}"
+        return [_speed(row["docs_per_s"]), _speed(row["tokens_per_s"]), rate, share]
+
+    heads = ("system", "documents/s", "tokens/s", "TFLOP/s without padding", "share of the product's")
+    lines = [*_lines(result, heads, cells)]
     if product := result.get("product"):
         m, k, n = product["shape"]
         rate = f"{product['flops_per_s']['median'] / 1e12:.1f}"
@@ -179,7 +170,6 @@ def _cuda(result: Result) -> list[Grid]:
     lines.append(
         (f"tokenizer, one process of {tokenizer['cpu']}", f"{tokenizer['docs_per_s']:,.0f}", "", "", "")
     )
-    heads = ("system", "documents/s", "tokens/s", "TFLOP/s without padding", "share of the product's")
     title = f"Encoding {_n(result)} prepared documents on {result['signature']['device']}"
     return [Grid(title, heads, tuple(lines)), _ratio_grid(result["ratios"])]
 
@@ -191,6 +181,17 @@ def _memory(result: Result) -> list[Grid]:
         lines.append((f"{row['docs']:,}", *megabytes, f"{row['growth']:.3f}"))
     heads = ("documents", "at the start, MB", "after a tenth, MB", "at the end, MB", "end / tenth")
     return [Grid("Peak memory of a stream of documents", heads, tuple(lines))]
+
+
+def _lines(
+    result: Result, heads: Sequence[str], cells: Callable[[Mapping[str, Any]], list[str]]
+) -> tuple[tuple[str, ...], ...]:
+    """A line for each system; for one that did not run, why."""
+    blank = [""] * (len(heads) - 2)
+    return tuple(
+        (name, *([row["not_run"], *blank] if "not_run" in row else cells(row)))
+        for name, row in result["systems"].items()
+    )
 
 
 def _ratio_grid(ratios: Mapping[str, Mapping[str, float]]) -> Grid:

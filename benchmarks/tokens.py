@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, model, texts
-from benchmarks.blocklog import BlockLog
-from benchmarks.documents import N_WARM_UP, row, saved
+from benchmarks import model
+from benchmarks.documents import row
 from benchmarks.settings import Settings
 from benchmarks.spread import ratios, spread
-from benchmarks.turns import Record, Running, column, common, cut
-from benchmarks.workers import System, Worker
+from benchmarks.turns import Record, Running, column, common, encode_in_turns, saved
+from benchmarks.workers import System
 
 OURS, THEIRS = "tokenizer", "transformers-tokenizer"
 NOTE = "one process and one core each; texts in, ids out, markers and special tokens included"
@@ -26,37 +24,19 @@ NOTE = "one process and one core each; texts in, ids out, markers and special to
 def measure(settings: Settings) -> dict[str, Any]:
     """Tokenize the passages with both in turns, and compare their ids on the warm-up passages."""
     settings = replace(settings, threads=1)
-    data = texts.passages(settings.data, settings.n_passages)
-    warm_up = texts.passages(settings.data, settings.n_passages + N_WARM_UP).texts[-N_WARM_UP:]
     # They never run at once, so both may have the same core.
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    with ExitStack() as stack:
-        running = Running(settings, [System(name, name) for name in (OURS, THEIRS)], stack)
-
-        def load(worker: Worker) -> dict[str, Any]:
-            loaded = worker.load(model.bundled(), cpu=core)
-            save = str(saved(settings.work, worker.system.name))
-            return loaded | worker.ask("warm_up", texts=warm_up, save=save)
-
-        running.start(load)
-        signature = machine.signature(
-            "tokens", texts=data.signed, model="bundled", threads=1, versions=running.versions
-        )
-        log = BlockLog(settings.work, "tokens", {"signature": signature, "n_blocks": settings.n_blocks})
-        blocks = [
-            lambda worker, block=block: worker.ask("documents", texts=block)
-            for block in cut(data.texts, settings.n_blocks)
-        ]
-        records = running.take_turns(log, blocks)
+    systems = [System(name, name) for name in (OURS, THEIRS)]
+    done = encode_in_turns("tokens", settings, systems, model.bundled(), model="bundled", cpu=core)
     result = {
-        "signature": signature,
+        "signature": done.signature,
         "note": NOTE,
-        **summarize(running, records),
-        "blocks": records,
+        **summarize(done.running, done.records),
+        "blocks": done.records,
     }
-    if not running.failed:
+    if not done.running.failed:
         result["agreement"] = same_ids(saved(settings.work, OURS), saved(settings.work, THEIRS))
-    log.finish()
+    done.log.finish()
     return result
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from benchmarks import machine, texts
 from benchmarks.blocklog import BlockLog
 from benchmarks.settings import Settings
 from benchmarks.workers import System, Worker, WorkerError
 
 Record = dict[str, Any]
+
+N_WARM_UP = 16  # passages beyond the measured ones
 
 
 class Running:
@@ -83,6 +88,72 @@ class Running:
             speeds = (f"{name} {r['docs'] / r['seconds']:.1f}" for name, r in replies.items())
             self.settings.say(f"block {i + 1}/{len(blocks)}, documents/s: {', '.join(speeds)}")
         return log.records
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a workload of passages came to.
+
+    Attributes:
+        running: what ran, and what did not.
+        signature: what the figures depend on.
+        records: one a block.
+        log: of the records; to be finished once the result is whole.
+    """
+
+    running: Running
+    signature: dict[str, Any]
+    records: list[Record]
+    log: BlockLog
+
+
+def encode_in_turns(
+    workload: str,
+    settings: Settings,
+    systems: Sequence[System],
+    folder: Path,
+    *,
+    model: str,
+    cpu: int | None = None,
+) -> Measured:
+    """Have each system encode the passages, block by block.
+
+    What each makes of the warm-up passages is in `saved` then.
+
+    Args:
+        workload: its name.
+        settings: of the run.
+        systems: in the order of the table.
+        folder: the checkpoint that all of them load.
+        model: what the signature calls it.
+        cpu: keep each system on this core.
+    """
+    data = texts.passages(settings.data, settings.n_passages)
+    # A longer run of the same order: its tail is never measured.
+    warm_up = texts.passages(settings.data, settings.n_passages + N_WARM_UP).texts[-N_WARM_UP:]
+    with ExitStack() as stack:
+        running = Running(settings, systems, stack)
+
+        def load(worker: Worker) -> dict[str, Any]:
+            loaded = worker.load(folder, cpu=cpu)
+            save = str(saved(settings.work, worker.system.name))
+            return loaded | worker.ask("warm_up", texts=warm_up, save=save)
+
+        running.start(load)
+        signature = machine.signature(
+            workload, texts=data.signed, model=model, threads=settings.threads, versions=running.versions
+        )
+        log = BlockLog(settings.work, workload, {"signature": signature, "n_blocks": settings.n_blocks})
+        blocks = [
+            lambda worker, block=block: worker.ask("documents", texts=block)
+            for block in cut(data.texts, settings.n_blocks)
+        ]
+        return Measured(running, signature, running.take_turns(log, blocks), log)
+
+
+def saved(work: Path, name: str) -> Path:
+    """Where what a system made of the warm-up passages goes."""
+    return work / "messages" / f"{name}.npz"
 
 
 def rotated(names: list[str], turn: int) -> list[str]:

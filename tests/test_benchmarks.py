@@ -302,8 +302,8 @@ def test_two_workloads_from_end_to_end(tmp_path: Path) -> None:
     found = tables.read_results(tmp_path / "results")
     assert list(found) == ["tokens", "query"]
     assert found["tokens"]["agreement"] == {
-        "n_texts": documents.N_WARM_UP,
-        "n_equal_ids": documents.N_WARM_UP,
+        "n_texts": turns.N_WARM_UP,
+        "n_equal_ids": turns.N_WARM_UP,
     }
     assert found["tokens"]["signature"]["texts"]["name"] == "demo corpus"
     assert found["query"]["n_questions"] == 2
