@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,31 @@ def fuzz_texts(n: int, *, seed: int = 7) -> list[str]:
         *string.punctuation,
     ]  # fmt: skip
     return ["".join(rng.choices([*pieces, *"".join(SENTENCES)], k=rng.randint(1, 40))) for _ in range(n)]
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def import_error(code: str, *, missing: str) -> str:
+    """Class and words of the ImportError that code raises in a fresh interpreter without a module."""
+    return run_python(f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+try:
+    exec({code!r})
+except ImportError as error:
+    print(type(error).__name__, error)
+""")
 
 
 def tiny_vocab() -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
@@ -27,6 +25,7 @@ from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.langchain import JaColBERTReranker, JaColBERTRetriever, JaColBERTVectorStore
+from tests.conftest import import_error, run_python
 
 QUERY = "日本で一番大きい湖はどこですか？"
 DOCUMENTS = [
@@ -443,34 +442,13 @@ class TestReranker:
         assert threading.main_thread() not in threads
 
 
-def run_python(code: str) -> str:
-    """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_import_loads_neither_torch_nor_the_other_framework():
     loaded = "[n for n in ('torch', 'transformers', 'voyager', 'llama_index') if n in sys.modules]"
     assert run_python(f"import sys, jacolbert_rag.langchain; print({loaded})") == "[]"
 
 
 def test_without_langchain_core_the_error_names_the_extra():
-    code = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name == "langchain_core":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-try:
-    import jacolbert_rag.langchain
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    said = run_python(code)
+    said = import_error("import jacolbert_rag.langchain", missing="langchain_core")
     assert said.startswith("OptionalDependencyError")
     assert "pip install 'jacolbert-rag[langchain]'" in said
 

@@ -15,7 +15,7 @@ from jacolbert_rag import InvalidInputError
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of
 from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter
-from tests.test_langchain import run_python
+from tests.conftest import import_error, run_python
 from tests.test_splitter import GUIDE
 
 REPEATED = "琵琶湖は広い。" * 150
@@ -130,21 +130,7 @@ def test_import_loads_neither_torch_nor_a_framework_that_is_not_needed() -> None
 
 
 def test_without_langchain_text_splitters_the_error_names_the_extra() -> None:
-    code = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name == "langchain_text_splitters":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-import jacolbert_rag.langchain
-try:
-    jacolbert_rag.langchain.JaColBERTTextSplitter
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    said = run_python(code)
+    code = "import jacolbert_rag.langchain; jacolbert_rag.langchain.JaColBERTTextSplitter"
+    said = import_error(code, missing="langchain_text_splitters")
     assert said.startswith("OptionalDependencyError")
     assert "pip install 'jacolbert-rag[langchain]'" in said

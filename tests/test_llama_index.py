@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +35,7 @@ from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.encode.splitter import is_chunk_of
 from jacolbert_rag.llama_index import JaColBERTNodeParser, JaColBERTRerank, JaColBERTRetriever
+from tests.conftest import import_error, run_python
 from tests.test_splitter import GUIDE
 
 QUERY = "日本で一番大きい湖はどこですか？"
@@ -460,39 +459,20 @@ def test_either_framework_reads_the_others_index(retriever: Engine):
     assert (part.text, part.ref_doc_id) == ("琵琶湖は", "地理の本")
 
 
-def run_python(code: str) -> str:
-    """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_import_loads_neither_torch_nor_the_other_framework():
     loaded = "[n for n in ('torch', 'transformers', 'voyager', 'langchain_core') if n in sys.modules]"
     assert run_python(f"import sys, jacolbert_rag.llama_index; print({loaded})") == "[]"
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "kind", "explained"),
     [
-        ("llama_index", "OptionalDependencyError True"),
-        ("llama_index.core", "OptionalDependencyError True"),
-        ("llama_index_instrumentation", "ModuleNotFoundError False"),  # broken, and not for us to explain
+        ("llama_index", "OptionalDependencyError", True),
+        ("llama_index.core", "OptionalDependencyError", True),
+        ("llama_index_instrumentation", "ModuleNotFoundError", False),  # broken, and not for us to explain
     ],
 )
-def test_without_llama_index_core_the_error_names_the_extra(missing: str, said: str):
-    code = f"""
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name == {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
-try:
-    import jacolbert_rag.llama_index
-except ImportError as error:
-    print(type(error).__name__, "pip install 'jacolbert-rag[llama-index]'" in str(error))
-"""
-    assert run_python(code) == said
+def test_without_llama_index_core_the_error_names_the_extra(missing: str, kind: str, explained: bool):
+    said = import_error("import jacolbert_rag.llama_index", missing=missing)
+    assert said.startswith(f"{kind} ")
+    assert ("pip install 'jacolbert-rag[llama-index]'" in said) == explained
