@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 
 import pytest
 
-from jacolbert_rag import EncoderConfig, InvalidInputError
-from jacolbert_rag.config import QueryLength
+from jacolbert_rag import EncoderConfig, InvalidInputError, JaColBERTRetriever
+from jacolbert_rag.config import EncoderOverrides, EngineOptions, LoadOptions, QueryLength
 
 # The reference's table: (n, the paper's rule, the code of JQaRA's evaluator).
 TABLE = [
@@ -77,3 +79,22 @@ def test_settings_survive_json() -> None:
 def test_unknown_marker_mode_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="'insert' or 'dot'"):
         EncoderConfig(marker_mode="prepend")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "positional"),
+    [
+        (JaColBERTRetriever.from_pretrained, EngineOptions, {"model"}),
+        (JaColBERTRetriever.load, LoadOptions, {"path"}),
+    ],
+)
+def test_adapters_hand_every_argument_on(
+    function: Callable[..., object], options: type, positional: set[str]
+) -> None:
+    assert set(inspect.signature(function).parameters) == set(options.__annotations__) | positional
+
+
+def test_every_setting_that_weights_do_not_decide_can_be_overridden() -> None:
+    config = EncoderConfig()
+    assert set(EncoderOverrides.__annotations__) == set(config.to_json()) - {"dim", "max_positions"}
+    assert set(config.overrides()) == set(EncoderOverrides.__annotations__)
