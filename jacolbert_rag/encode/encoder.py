@@ -113,7 +113,7 @@ class Encoder:
         Warns:
             TruncationWarning: a query is longer than its length rule or the model allows.
         """
-        texts = _listed(texts)
+        texts = list(_several(texts))
         check_texts(texts, "query")
         batch = self.tokenizer.queries(texts)
         for i in np.flatnonzero(batch.n_cut).tolist():
@@ -146,7 +146,7 @@ class Encoder:
         Warns:
             TruncationWarning: documents are longer than the model reads; said once, with their count.
         """
-        texts = _listed(texts)
+        texts = list(_several(texts))
         check_texts(texts, "document")
         if self._has_workers and len(texts) > BLOCK_TEXTS:
             parts = list(self.blocks(texts, on_progress=on_progress))
@@ -425,15 +425,15 @@ def _cells(batch: TokenBatch, rows: IntArray, inside: BoolArray) -> IntArray:
     return cells
 
 
-def _listed(texts: Iterable[str]) -> list[str]:
-    """The texts as a list.
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """The texts as they are.
 
     Raises:
-        InvalidInputError: it is one string.
+        InvalidInputError: it is one string, whose characters would be taken for texts.
     """
     if isinstance(texts, str):
         raise InvalidInputError("texts is one str; expected several, such as [text].")
-    return list(texts)
+    return texts
 
 
 def _in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -444,10 +444,8 @@ def _in_blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def _checked_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
     """Lists of texts that have something to encode."""
-    if isinstance(texts, str):
-        raise InvalidInputError("texts is one str; expected several, such as [text].")
     n = 0
-    for block in _in_blocks(texts, BLOCK_TEXTS):
+    for block in _in_blocks(_several(texts), BLOCK_TEXTS):
         check_texts(block, "document", first=n)
         n += len(block)
         yield block
