@@ -50,7 +50,7 @@ def main(
     passages: Annotated[
         int | None, typer.Option(min=1, help="Documents to encode; 2,000, or all that were prepared.")
     ] = None,
-    blocks: Annotated[int, typer.Option(min=1, help="Turns that each system takes.")] = 20,
+    blocks: Annotated[int, typer.Option(min=1, help="Turns that each system takes.")] = 10,
     questions: Annotated[int, typer.Option(min=1, help="Of the query workload.")] = 300,
     repeats: Annotated[int, typer.Option(min=1, help="Starts of the cold-start workload.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="All cores where not given.")] = None,

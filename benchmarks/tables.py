@@ -120,7 +120,8 @@ def _documents(result: Result) -> list[Grid]:
         return [row.get("dtype", ""), _speed(row["docs_per_s"]), _speed(row["tokens_per_s"]), padding]
 
     heads = ("system", "computes in", "documents/s", "tokens/s", "padded tokens a token")
-    rows = Grid(f"Encoding {_n(result)} documents on a CPU", heads, _lines(result, heads, cells))
+    title = f"Encoding {_n(result)} documents on a CPU, {_turns(result)}"
+    rows = Grid(title, heads, _lines(result, heads, cells))
     found = [rows, _ratio_grid(result["ratios"])]
     if result["agreement"]:
         found.append(_agreement(result["agreement"]))
@@ -131,7 +132,7 @@ def _tokens(result: Result) -> list[Grid]:
     def cells(row: Mapping[str, Any]) -> list[str]:
         return [_speed(row["docs_per_s"]), _speed(row["tokens_per_s"])]
 
-    title = f"Tokenizing {_n(result)} documents on one core"
+    title = f"Tokenizing {_n(result)} documents on one core, {_turns(result)}"
     if alike := result.get("agreement"):
         title += f" (equal ids in {alike['n_equal_ids']} of {alike['n_texts']} other texts)"
     heads = ("system", "documents/s", "tokens/s")
@@ -212,6 +213,10 @@ def _agreement(agreement: Mapping[str, Mapping[str, Any]]) -> Grid:
 
 def _n(result: Result) -> str:
     return f"{result['signature']['texts']['n']:,}"
+
+
+def _turns(result: Result) -> str:
+    return f"{len(result['blocks'])} turns"
 
 
 def _speed(speed: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from benchmarks.settings import Settings
 from benchmarks.spread import percentile, ratios, spread
 from benchmarks.workers import System, Worker, WorkerError
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.encoder import Encoder
+from jacolbert_rag.encode.encoder import WIDTH_STEP, Encoder
 from tests.conftest import SENTENCES
 
 
@@ -228,7 +228,7 @@ class TestWorker:
         )
         assert reply["docs"] == len(SENTENCES)
         assert reply["tokens"] == len(batch.ids)
-        assert reply["padded"] == len(SENTENCES) * int(batch.lengths.max())
+        assert reply["padded"] == len(SENTENCES) * -(-int(batch.lengths.max()) // WIDTH_STEP) * WIDTH_STEP
         assert reply["kept"] == len(embedded.flat)
         with np.load(tmp_path / "a.npz") as saved:
             assert saved["lengths"].tolist() == embedded.lengths[:2].tolist()
@@ -342,6 +342,7 @@ class TestTables:
             "systems": {**rows, "pylate": {"not_run": "failed: a | b"}},
             "ratios": documents.ratio_table(records, set(rows)),
             "agreement": {"pylate": {"n_texts": 16, "n_equal_lengths": 16, "min_cosine": 0.99999}},
+            "blocks": records,
         }
 
     def test_signature_names_each_version_once(self) -> None:

@@ -224,10 +224,15 @@ def test_several_devices_change_nothing(tiny_model: Path) -> None:
     two = Encoder(loaded, device=["cpu", "cpu"], dtype="float32")
     with pytest.warns(TruncationWarning):
         expected = one.documents(SENTENCES)
+    before = set(children())
     with pytest.warns(TruncationWarning, match=r"\d of 10"):
         embedded = two.documents(SENTENCES)
+    assert len(set(children()) - before) == 2
     assert embedded.flat == pytest.approx(expected.flat, abs=1e-5)
     assert list(embedded.offsets) == list(expected.offsets)
+    with pytest.warns(TruncationWarning):
+        assert all(block.flat.flags.writeable for block in two.stream(SENTENCES))
+    two.close()
 
 
 def children() -> list[str]:

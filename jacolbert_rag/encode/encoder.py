@@ -33,10 +33,13 @@ from jacolbert_rag.encode.workers import Worker, WorkerPool
 from jacolbert_rag.errors import InvalidInputError, TruncationWarning, WorkerError
 from jacolbert_rag.progress import progress_bar
 
-# Tokens of a padded batch. A CPU is as fast with 2,048 as with more (BERT-base, two threads: 1,824 and 1,801
-# tokens/s with 16,384), and the fewer texts share a batch, the less of it is padding; a GPU needs more to be
-# busy.
+# Tokens of a padded batch. A CPU is as fast with 2,048 as with 16,384 (BERT-base, two threads), and the fewer
+# texts share a batch, the less of it is padding; a GPU needs more to be busy.
 TOKENS_PER_BATCH = {"cpu": 2_048, "mps": 16_384, "cuda": 65_536}
+# Batches are padded to a multiple of so many tokens. On a CPU oneDNN makes kernels for each new shape and
+# keeps them, so that memory grew with the lengths met (in 6,144 passages 113 shapes, and 190 MB more than
+# with the 33 that are left); a GPU's tensor cores want multiples of 8.
+WIDTH_STEP = 8
 # Texts of a block of a stream: enough that sorting them by length leaves little padding, and 100 to 200 MB
 # of float32 embeddings.
 BLOCK_TEXTS = 1_024
@@ -142,6 +145,7 @@ class Encoder:
 
         Raises:
             InvalidInputError: a document is not a string, or has no text.
+            WorkerError: a process beside this one failed.
 
         Warns:
             TruncationWarning: documents are longer than the model reads; said once, with their count.
@@ -149,7 +153,7 @@ class Encoder:
         texts = list(_several(texts))
         check_texts(texts, "document")
         if self._has_workers and len(texts) > BLOCK_TEXTS:
-            parts = list(self.blocks(texts, on_progress=on_progress))
+            parts = list(self.blocks(texts, size=BLOCK_TEXTS, on_progress=on_progress))
             embedded = TokenEmbeddings.concatenate([part for part, _ in parts])
             n_cut = sum(n for _, n in parts)
         else:
@@ -176,6 +180,7 @@ class Encoder:
         Raises:
             InvalidInputError: a document is not a string, or has no text; its number counts from the
                 first of the stream. Blocks well before it were yielded.
+            WorkerError: a process beside this one failed.
 
         Warns:
             TruncationWarning: at the end, once, with the number of documents that were cut.
@@ -198,7 +203,7 @@ class Encoder:
         self,
         texts: Iterable[str],
         *,
-        size: int = BLOCK_TEXTS,
+        size: int,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         """`stream` without checks and warning: blocks of `size` documents, and how many of each were cut.
@@ -235,7 +240,7 @@ class Encoder:
                     if not _is_out_of_memory(error) or len(rows) == 1:
                         raise
                 if launched is None:  # only now that the failed pass's tensors went with its error
-                    self._shrink(len(rows) * int(lengths[rows].max()))
+                    self._shrink(len(rows) * _rounded_up(int(lengths[rows].max())))
                     left = np.concatenate([rows, *todo[::-1]])
                     cut = batches_by_length(lengths[left], self.tokens_per_batch)
                     todo = [left[part] for part in cut][::-1]
@@ -322,6 +327,8 @@ class Encoder:
         """Start the network on some texts, padded to the longest; on a GPU this returns at once."""
         lengths = batch.lengths[rows]
         width = int(lengths.max())
+        if len(rows) > 1:  # one query by itself waits for no padding
+            width = min(_rounded_up(width), self.checkpoint.config.max_positions)
         positions = np.arange(width)
         inside = positions < lengths[:, None]
         ids = np.full((len(rows), width), self.tokenizer.special.pad, dtype=np.int64)
@@ -335,7 +342,7 @@ class Encoder:
     def _fetch(self, batch: TokenBatch, rows: IntArray, embedded: Tensor, out: FloatArray) -> None:
         """Copy a batch's embeddings to the places of its texts."""
         lengths = batch.lengths[rows]
-        inside = np.arange(int(lengths.max())) < lengths[:, None]
+        inside = np.arange(embedded.shape[1]) < lengths[:, None]
         out[_cells(batch, rows, inside)] = embedded.cpu().numpy()[inside]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -363,7 +370,7 @@ def batches_by_length(lengths: IntArray, n_tokens: int) -> Iterator[IntArray]:
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        width = max(1, int(lengths[order[start]]))
+        width = _rounded_up(max(1, int(lengths[order[start]])))
         stop = start + max(1, n_tokens // width)
         yield order[start:stop]
         start = stop
@@ -417,6 +424,10 @@ def _best_device() -> str:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # CUDA's error has a class; MPS raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def _rounded_up(width: int) -> int:
+    return -(-width // WIDTH_STEP) * WIDTH_STEP
 
 
 def _cells(batch: TokenBatch, rows: IntArray, inside: BoolArray) -> IntArray:

@@ -181,15 +181,20 @@ def _send_bytes(pipe: IO[bytes], data: bytes | memoryview) -> None:
     pipe.write(data)
 
 
-def _receive_bytes(pipe: IO[bytes]) -> bytes:
+def _receive_bytes(pipe: IO[bytes]) -> bytearray:
     (size,) = _HEADER.unpack(_read_exactly(pipe, _HEADER.size))
     return _read_exactly(pipe, size)
 
 
-def _read_exactly(pipe: IO[bytes], size: int) -> bytes:
-    data = pipe.read(size)
-    if len(data) < size:
-        raise EOFError
+def _read_exactly(pipe: IO[bytes], size: int) -> bytearray:
+    """So many bytes, which arrays may lie over and be written to."""
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        n = pipe.readinto(left)  # type: ignore[attr-defined]  # IO lacks what every binary stream has
+        if not n:
+            raise EOFError
+        left = left[n:]
     return data
 
 
