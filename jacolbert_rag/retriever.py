@@ -188,7 +188,7 @@ class JaColBERTRetriever:
             token=token,
             cache_dir=cache_dir,
             tokenizer=tokenizer if tokenizer is not None else manifest.get("tokenizer"),
-            overrides=_stored_overrides(config, query_length),
+            overrides=_overrides(config.overrides(), query_length, None),
         )
         encoder = Encoder(loaded, device=device, dtype=dtype, compile=compile)
         return cls._open(Path(path), encoder, settings)
@@ -197,14 +197,8 @@ class JaColBERTRetriever:
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
         store = Store.open(path)
         manifest = store.manifest
-        made, now = manifest["fingerprint"], encoder.checkpoint
-        if made != now.fingerprint:
-            raise IndexMismatchError(
-                f"The index {path} was built with the model {manifest['model']!r} (fingerprint {made[:8]}, "
-                f"document length {manifest['encoder']['document_length']}), but the loaded encoder is "
-                f"{now.name!r} ({now.fingerprint[:8]}, {now.config.document_length}). Load that model, or "
-                "build the index anew with this one."
-            )
+        if manifest["fingerprint"] != encoder.checkpoint.fingerprint:
+            raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
         with _settings_of(path):
             stored = IndexSettings.from_json(manifest)
         if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
@@ -260,6 +254,7 @@ class JaColBERTRetriever:
         Raises:
             InvalidInputError: a document has no text, an id occurs twice, metadata is not JSON, or that of a
                 document to be split has the key "chunk". Nothing of this call was stored then.
+            WorkerError: a process of another device failed; what came before it is stored.
         """
         given, distinct = _as_documents(documents)
         parts = self._parts(distinct, split=split)
@@ -607,12 +602,32 @@ def _settings_of(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _stored_overrides(stored: EncoderConfig, query_length: str | None) -> EncoderOverrides:
-    """How an index's text was read, so that new text is read alike."""
-    wishes = stored.overrides()
-    if query_length is not None:
-        wishes["query_length"] = query_length
-    return wishes
+def _mismatch(path: Path, manifest: Mapping[str, Any], now: checkpoint.Checkpoint) -> str:
+    """Why an index refuses an encoder, and what to do."""
+    with _settings_of(path):
+        made = EncoderConfig.from_json(manifest["encoder"]).to_json()
+    current = now.config.to_json()
+    differing = [
+        f"{key} {made[key]!r} and not {current[key]!r}"
+        for key in made
+        if key != "query_length" and made[key] != current[key]
+    ]
+    if differing:
+        return (
+            f"The index {path} was built with {'; '.join(differing)}, as the loaded encoder has. Open it "
+            "with JaColBERTRetriever.load, which reads text as the index was made, or build it anew."
+        )
+    why = (
+        f"The index {path} was built with the model {manifest['model']!r} "
+        f"(fingerprint {manifest['fingerprint'][:8]}), but the loaded encoder is {now.name!r} "
+        f"({now.fingerprint[:8]}). Load that model, or build the index anew with this one."
+    )
+    if manifest.get("library") != __version__:
+        why += (
+            f" It was made by version {manifest.get('library')} of this library, which may have read text "
+            f"otherwise than {__version__} does."
+        )
+    return why
 
 
 def _as_documents(documents: Iterable[str | Document]) -> tuple[list[str], list[Document]]:

@@ -341,6 +341,32 @@ def test_index_of_another_model_is_refused(filled: JaColBERTRetriever, tmp_path:
     assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
 
 
+def test_index_read_by_other_settings_is_refused_and_says_which(
+    filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path
+) -> None:
+    filled.save(tmp_path / "i")
+    asked = {"encoder": {"attend_to_mask_tokens": True, "skiplist": ["!"]}, "document_length": 40}
+    with pytest.raises(IndexMismatchError) as caught:
+        JaColBERTRetriever.from_pretrained(tiny_model, index=tmp_path / "i", **asked)
+    said = str(caught.value)
+    assert "document_length 64 and not 40" in said
+    assert "attend_to_mask_tokens False and not True" in said
+    assert "skiplist" in said
+    assert "query_length" not in said
+    assert "JaColBERTRetriever.load" in said
+
+
+def test_index_of_a_version_that_read_text_otherwise_is_refused_and_says_so(
+    filled: JaColBERTRetriever, tmp_path: Path
+) -> None:
+    filled.save(tmp_path / "i")
+    path = tmp_path / "i" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {"fingerprint": "0" * 32, "library": "0.0.1"}), encoding="utf-8")
+    with pytest.raises(IndexMismatchError, match=r"fingerprint 00000000.*made by version 0\.0\.1"):
+        JaColBERTRetriever.load(tmp_path / "i")
+
+
 def test_model_that_has_moved(filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path) -> None:
     filled.save(tmp_path / "i")
     values = json.loads((tmp_path / "i" / "manifest.json").read_text())
