@@ -14,7 +14,7 @@ from transformers import BertConfig
 
 from jacolbert_rag import EncoderConfig, JaColBERTRetriever
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.model import random_model
+from jacolbert_rag.encode.model import ColBERT, Dense, empty_backbone
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.tokens import Tokenizer
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
@@ -95,7 +95,7 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, document_length: int =
         initializer_range=0.5,  # large weights, so that random embeddings tell texts apart
     )
     config = EncoderConfig(dim=16, document_length=document_length, max_positions=128)
-    model = random_model(backbone, config.dim)
+    model = ColBERT(empty_backbone(backbone), [Dense(backbone.hidden_size, config.dim)])
     checkpoint.save(folder, model, Tokenizer(JapaneseWordPiece(vocab), config), dtype=torch.float32)
     return folder
 

@@ -64,7 +64,6 @@ def test_dropout_acts_in_training_only() -> None:
     [
         {"model_type": "modernbert"},
         {"hidden_act": "silu"},
-        {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
         {"auto_map": {"AutoModel": "modeling.Model"}},
     ],

@@ -282,6 +282,20 @@ def test_tensorflow_names_of_layer_norm_are_read(folder: Path) -> None:
     assert checkpoint.load(folder).fingerprint == whole.fingerprint
 
 
+@pytest.mark.parametrize(("setting", "value"), [("dim", 7), ("max_positions", 99)])
+def test_what_the_weights_say_cannot_be_overridden(tiny_model: Path, setting: str, value: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"weights themselves say {setting}.*Leave it out"):
+        checkpoint.load(tiny_model, overrides={setting: value})  # type: ignore[misc]
+
+
+def test_bert_with_relative_positions_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"position_embedding_type": "relative_key"}))
+    with pytest.raises(CheckpointError, match="asks for 'relative_key' positions; expected 'absolute'"):
+        checkpoint.load(folder)
+
+
 def test_fingerprint_tells_models_and_document_lengths_apart(tiny_model: Path, tmp_path: Path) -> None:
     other = write_tiny_checkpoint(tmp_path / "other", seed=1)
     prints = {

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "encode.normalize": BASE,
     "encode.files": BASE,
     "encode.words": BASE | {"encode.normalize"},
-    "encode.fast": BASE | {"encode.normalize"},
+    "encode.fast": BASE | {"encode.files", "encode.normalize"},
     "encode.tokens": BASE | {"encode.fast", "encode.files", "encode.words"},
     "encode.workers": BASE | {"encode", "encode.checkpoint", "encode.encoder", "encode.tokens"},
     "encode.sentences": BASE,

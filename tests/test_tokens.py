@@ -252,12 +252,40 @@ def test_japanese_vocabulary_under_another_class_is_refused(tmp_path: Path, name
         {"subword_tokenizer_type": "character"},
         {"mecab_kwargs": {"mecab_dic": "ipadic"}},
         {"mecab_kwargs": {"mecab_dic": "unidic_lite", "mecab_option": "-Oyomi"}},
+        {"mecab_kwargs": {"mecab_dic": "unidic_lite", "normalize_text": False}},
     ],
 )
 def test_other_japanese_settings_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     write_vocab(tmp_path, JAPANESE | changes)
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for .*expected .*unidic_lite"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config\.json asks for .*expected .*unidic_lite"
+    ) as caught:
         load_subwords(tmp_path)
+    found, expected = str(caught.value).split("asks for ")[1].split("; expected ")
+    assert found != expected.split(", as the")[0]
+
+
+@pytest.mark.parametrize(("vocab", "is_readable"), [(["日"], True), (["本"], False)])
+def test_small_vocabulary_of_a_fast_tokenizer_still_tells_its_frame(
+    tmp_path: Path, vocab: list[str], is_readable: bool
+) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = {token: i for i, token in enumerate(["[PAD]", "[MASK]", "[CLS]", "[SEP]", *vocab])}
+    backend = Backend(models.BPE(vocab=tokens, merges=[]))  # without an unknown token, so "a" is nothing
+    ends = [(token, tokens[token]) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]").save_pretrained(
+        str(tmp_path)
+    )
+    if is_readable:
+        special = load_subwords(tmp_path).special
+        assert (special.prefix, special.suffix) == ((2,), (3,))
+    else:
+        with pytest.raises(CheckpointError, match="where a text begins and ends is not known"):
+            load_subwords(tmp_path)
 
 
 def test_added_tokens_have_ids_and_text_never_becomes_one(tmp_path: Path) -> None:

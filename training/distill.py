@@ -30,7 +30,7 @@ from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.datatypes import TokenBatch
 from jacolbert_rag.encode import checkpoint, formats
 from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
-from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone, with_plain_names
+from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from jacolbert_rag.index.maxsim import maxsim_padded
 from training.losses import contrastive_loss, distillation_loss
@@ -139,13 +139,14 @@ def main(
 
 def start(base: Path, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
     """The network and tokenizer to train: of a ColBERT, or a backbone under a new projection."""
-    if (base / formats.MODULES_FILE).is_file() or formats.PROJECTION in read_weights(base):
+    weights = {} if (base / formats.MODULES_FILE).is_file() else read_weights(base)
+    if not weights or formats.PROJECTION in weights:
         loaded = checkpoint.load(base, overrides={"document_length": document_length})
         if loaded.config.dim != dim:
             raise ValueError(f"{base} projects to {loaded.config.dim} dimensions, not {dim}. Pass --dim.")
         return without_dropout(loaded.model), loaded.tokenizer
     config = checkpoint.read_backbone_config(base)
-    backbone = load_backbone(config, with_plain_names(read_weights(base), "bert"))
+    backbone = load_backbone(config, weights)
     projection = Dense(config.hidden_size, dim)
     nn.init.orthogonal_(projection.linear.weight)  # keeps the distances as well as dim allows
     model = ColBERT(backbone, [projection])

@@ -52,7 +52,6 @@ class BertSettings:
         plain = (
             values.get("model_type") == "bert"
             and values.get("hidden_act", "gelu") in ACTIVATIONS
-            and values.get("position_embedding_type", "absolute") in ("absolute", None)
             and not values.get("is_decoder")
             and not values.get("auto_map")
         )
@@ -156,9 +155,7 @@ class _Attention(nn.Module):
             part(states).view(n_texts, length, self.n_heads, -1).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        # SDPA takes the key mask that queries need; varlen and flash attention return zero vectors for
-        # [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for
-        # documents of one length, it takes its flash kernel by itself.
+        # Why SDPA: see `model.ATTENTION`.
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return mixed.transpose(1, 2).reshape(n_texts, length, size)

@@ -19,10 +19,11 @@ from jacolbert_rag.encode.fast import FastSubwords
 from jacolbert_rag.encode.files import (
     CONFIG_FILE,
     DEFAULT_MODEL,
-    WEIGHTS_FILE,
+    TOKENIZER_CONFIG_FILE,
     has_weights,
     read_json,
     resolve_folder,
+    weights_name,
     write_json,
 )
 from jacolbert_rag.encode.formats import Found
@@ -31,14 +32,11 @@ from jacolbert_rag.encode.model import (
     BackboneConfig,
     ColBERT,
     WeightsMismatchError,
-    base_prefix,
     load_backbone,
-    with_plain_names,
 )
 from jacolbert_rag.encode.tokens import (
     ADDED_TOKENS_FILE,
     JAPANESE_CLASS,
-    TOKENIZER_CONFIG_FILE,
     VOCAB_FILE,
     Subwords,
     Tokenizer,
@@ -82,11 +80,12 @@ class Checkpoint:
         model: the network, float32, on the CPU.
         tokenizer: what the network reads of a text.
         config: every setting, resolved.
-        sources: for each field of `config`, who said so: "caller", a file's name, or "default".
+        sources: for each field of `config`, who said so: "caller", "weights", a file's name, "default", or
+            what another library takes where a file is silent, in words.
         source: what loads it again.
-        fingerprint: 32 hex digits over the weights, the vocabulary and the settings that change
-            embeddings of documents. An index made with one fingerprint refuses another. The same model
-            in another format or cut into shards has the same one.
+        fingerprint: 32 hex digits over the weights, the vocabulary and all settings but the query's length
+            rule. An index made with one fingerprint refuses another. The same model in another format or
+            cut into shards has the same one.
     """
 
     name: str
@@ -208,9 +207,12 @@ def resolve(
         The settings, and for each of them "caller", a file's name, "weights" or "default".
 
     Raises:
-        InvalidInputError: a setting is unknown or out of range.
+        InvalidInputError: a setting is unknown, out of range, or not for the caller to say.
     """
     wishes = {key: value for key, value in caller.items() if value is not None}
+    if fixed := sorted(wishes.keys() & model.keys()):
+        said = ", ".join(f"{key} {model[key]!r}" for key in fixed)
+        raise InvalidInputError(f"The weights themselves say {said}, which nobody can change. Leave it out.")
     checkpoint = _within(checkpoint, model["max_positions"])
     stated = {key: value for key, (value, _) in checkpoint.items()}
     default = EncoderConfig().to_json()
@@ -293,6 +295,12 @@ def read_backbone_config(folder: Path) -> BackboneConfig:
             f"{folder} has no {CONFIG_FILE}. Copy it from the checkpoint that this one was made from."
         )
     values = read_json(path)
+    positions = values.get("position_embedding_type") or "absolute"
+    if values.get("model_type") == BertSettings.model_type and positions != "absolute":
+        raise CheckpointError(
+            f"{path} asks for {positions!r} positions; expected 'absolute', the only ones that BERT has in "
+            "transformers 5. Use a checkpoint that was trained with them."
+        )
     if (settings := BertSettings.read(values)) is not None:
         return settings
     from transformers import AutoConfig, PretrainedConfig
@@ -321,29 +329,24 @@ def _network(found: Found) -> ColBERT:
     """The backbone with its weights under its projection."""
     folder = found.backbone_folder
     config = read_backbone_config(folder)
-    prefix = base_prefix(config)
     try:
-        backbone = load_backbone(config, with_plain_names(found.weights, prefix))
+        backbone = load_backbone(config, found.weights)
     except WeightsMismatchError as error:
         names = [*error.missing, *error.wrong]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {len(error.missing)} tensors are missing "
-            f"and {len(error.wrong)} have another shape ({shown}). Take both files from the same checkpoint."
+            f"{folder / weights_name(folder)} does not fit {CONFIG_FILE}: {len(error.missing)} tensors are "
+            f"missing and {len(error.wrong)} have another shape ({shown}). Take both files from the same "
+            "checkpoint."
         ) from error
-    width = found.projection[0].linear.in_features
+    width, giver = config.hidden_size, f"{CONFIG_FILE} says hidden_size"
     for layer in found.projection:
         if layer.linear.in_features != width:
             raise CheckpointError(
-                f"A projection layer of {folder} reads {layer.linear.in_features} dimensions, but {width} "
-                "come in. Take all files from the same checkpoint."
+                f"The projection of {folder} reads {layer.linear.in_features} dimensions, but {giver} "
+                f"{width}. Take all files from the same checkpoint."
             )
-        width = layer.linear.out_features
-    if found.projection[0].linear.in_features != config.hidden_size:
-        raise CheckpointError(
-            f"The projection of {folder} reads {found.projection[0].linear.in_features} dimensions, but "
-            f"{CONFIG_FILE} says hidden_size {config.hidden_size}. Take all files from the same checkpoint."
-        )
+        width, giver = layer.linear.out_features, "the layer before gives"
     stated = found.settings.get("dim", (width, ""))
     if stated[0] != width:
         raise CheckpointError(
@@ -416,7 +419,7 @@ def _warn_of_collisions(tokenizer: Tokenizer, name: str) -> None:
 
 
 def _fingerprint(model: ColBERT, tokenizer: Tokenizer) -> str:
-    """What two indexes must share to be searched by one encoder: document embeddings alike.
+    """What two indexes must share to be searched by one encoder: text read alike.
 
     The query's length rule is left out: it may change from search to search.
     """

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from jacolbert_rag.datatypes import SpecialTokens
+from jacolbert_rag.encode.files import TOKENIZER_CONFIG_FILE
 from jacolbert_rag.encode.normalize import align, strip_controls
 from jacolbert_rag.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (
-    TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
+
+# Texts that show what a tokenizer puts around one; a small vocabulary may lack some.
+_PROBES = ("a", "日", "。", "1")
 
 
 class FastSubwords:
@@ -140,15 +144,24 @@ class FastSubwords:
                 f"The tokenizer of {folder} ({self.name}) has no mask, end or padding token, so queries "
                 "cannot be padded. Take the tokenizer from the ColBERT checkpoint."
             )
-        bare = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a", add_special_tokens=True).ids
-        start = next(i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+        prefix, suffix = self._framing(folder)
         return SpecialTokens(
-            pad=int(pad),
-            unk=tokenizer.unk_token_id,
-            mask=int(mask),
-            prefix=tuple(full[:start]),
-            suffix=tuple(full[start + len(bare) :]),
+            pad=int(pad), unk=tokenizer.unk_token_id, mask=int(mask), prefix=prefix, suffix=suffix
+        )
+
+    def _framing(self, folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of the special tokens before and behind a text."""
+        for probe in _PROBES:
+            bare = self._backend.encode(probe, add_special_tokens=False).ids
+            full = self._backend.encode(probe, add_special_tokens=True).ids
+            for start in range(len(full) - len(bare) + 1):
+                stop = start + len(bare)
+                if bare and full[start:stop] == bare:
+                    return tuple(full[:start]), tuple(full[stop:])
+        raise CheckpointError(
+            f"The tokenizer of {folder} ({self.name}) reads none of {', '.join(_PROBES)} as tokens with its "
+            "special tokens around them, so where a text begins and ends is not known. Take the tokenizer "
+            "from the ColBERT checkpoint."
         )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARDS_FILE = "model.safetensors.index.json"
 
@@ -112,6 +113,12 @@ def has_weights(folder: Path) -> bool:
     """Whether a folder holds safetensors weights, and a configuration to read them by."""
     named = (folder / WEIGHTS_FILE).is_file() or _has_all_shards(folder)
     return named and (folder / CONFIG_FILE).is_file()
+
+
+def weights_name(folder: Path) -> str:
+    """The file that a folder's weights are in, or that names those which they are in."""
+    is_sharded = (folder / SHARDS_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file()
+    return SHARDS_FILE if is_sharded else WEIGHTS_FILE
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

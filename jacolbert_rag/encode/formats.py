@@ -22,12 +22,13 @@ from jacolbert_rag.config import EncoderConfig, QueryLength
 from jacolbert_rag.encode.bert import Bert
 from jacolbert_rag.encode.files import (
     CONFIG_FILE,
-    SHARDS_FILE,
+    TOKENIZER_CONFIG_FILE,
     WEIGHTS_FILE,
     has_weights,
     inside,
     read_json,
     read_weights,
+    weights_name,
     write_json,
 )
 from jacolbert_rag.encode.model import ACTIVATIONS, ColBERT, Dense
@@ -141,12 +142,11 @@ def write(folder: Path, model: ColBERT, config: EncoderConfig, *, dtype: torch.d
 def _read_stanford(folder: Path, metadata_folder: Path | None) -> Found:
     weights = read_weights(folder)
     if PROJECTION not in weights:
-        named = WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else SHARDS_FILE
         raise CheckpointError(
-            f"{folder / named} has no {PROJECTION} (it holds {len(weights)} tensors), and {folder} has no "
-            f"{MODULES_FILE}: this is a plain language model, or a ColBERT that lost its projection. Without "
-            "it the scores would be wrong, so load the full ColBERT checkpoint, or train one with "
-            "training.distill."
+            f"{folder / weights_name(folder)} has no {PROJECTION} (it holds {len(weights)} tensors), and "
+            f"{folder} has no {MODULES_FILE}: this is a plain language model, or a ColBERT that lost its "
+            "projection. Without it the scores would be wrong, so load the full ColBERT checkpoint, or train "
+            "one with training.distill."
         )
     projection = weights.pop(PROJECTION)
     layer = Dense(projection.shape[1], projection.shape[0])
@@ -241,8 +241,8 @@ def _read_dense(folder: Path) -> Dense:
         layer.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE} ({error}). Take both files from "
-            "the same checkpoint."
+            f"{folder / weights_name(folder)} does not fit {folder / CONFIG_FILE} ({error}). Take both files "
+            "from the same checkpoint."
         ) from error
     return layer
 
@@ -315,7 +315,7 @@ def _modules_settings(
 
 def _tokenizer_limit(folder: Path) -> int | None:
     """What a tokenizer says is the longest text; None where it says nothing, or says "no limit"."""
-    limit = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    limit = read_json(folder / TOKENIZER_CONFIG_FILE).get("model_max_length")
     return int(limit) if isinstance(limit, int | float) and limit < 1e6 else None
 
 

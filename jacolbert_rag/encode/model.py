@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 BackboneConfig: TypeAlias = "BertSettings | PretrainedConfig"
 Backbone: TypeAlias = "Bert | PreTrainedModel"
 
-# SDPA takes the additive key mask that queries need; varlen and flash attention return zero vectors for
-# [MASK]s that nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for documents of
-# one length, PyTorch's SDPA takes its flash kernel by itself.
+# SDPA takes the key mask that queries need; varlen and flash attention return zero vectors for [MASK]s that
+# nobody attends to (lightonai/pylate issues 109 and 125). Without a mask, as for documents of one length,
+# PyTorch's SDPA takes its flash kernel by itself.
 ATTENTION = "sdpa"
 
 # What a Dense layer of PyLate or sentence-transformers may name. Others are refused: a class named by a
@@ -117,19 +117,20 @@ class ColBERT(nn.Module):
         return nn.functional.normalize(states.float(), p=2.0, dim=-1)
 
 
-def random_model(config: PretrainedConfig, dim: int) -> ColBERT:
-    """A network of random weights under a bias-free projection to `dim`, to be trained."""
-    return ColBERT(empty_backbone(config), [Dense(config.hidden_size, dim)])
-
-
 def load_backbone(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:
-    """A transformer with these weights, without a pooler; tensors that it has no place for are left out.
+    """A transformer with these weights, without a pooler.
+
+    Args:
+        config: its configuration.
+        weights: as a file names them: with the prefix of a model with a head ("bert."), or without. Tensors
+            that the transformer has no place for are left out.
 
     Raises:
         WeightsMismatchError: a parameter has no tensor, or one of another shape.
     """
     with torch.device("meta"):  # costs nothing, and tells the class and its parameters
         blank = Bert(config) if isinstance(config, BertSettings) else empty_backbone(config)
+    weights = _with_plain_names(weights, blank.base_model_prefix)
     own = blank.state_dict()
     missing = [key for key in own if key not in weights]
     wrong = [key for key in own if key in weights and own[key].shape != weights[key].shape]
@@ -194,30 +195,14 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def with_plain_names(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Weights by the names that a backbone has when it stands alone.
-
-    Args:
-        weights: as a file names them: with the prefix of a model with a head ("bert."), or without.
-        prefix: the architecture's, such as "bert" or "model".
-
-    Returns:
-        Without the prefix, and with TensorFlow's LayerNorm names (gamma, beta) as PyTorch's.
-    """
+def _with_plain_names(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Weights without an architecture's prefix, TensorFlow's LayerNorm names (gamma, beta) as PyTorch's."""
     renamed = {}
     for key, value in weights.items():
         name = key.removeprefix(f"{prefix}.")
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         renamed[name] = value
     return renamed
-
-
-def base_prefix(config: BackboneConfig) -> str:
-    """What stands before the backbone's names in a file of a model with a head, such as "bert"."""
-    if isinstance(config, BertSettings):
-        return Bert.base_model_prefix
-    with torch.device("meta"):
-        return empty_backbone(config).base_model_prefix
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:

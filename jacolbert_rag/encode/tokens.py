@@ -13,12 +13,11 @@ import numpy as np
 from jacolbert_rag.config import EncoderConfig, QueryLength
 from jacolbert_rag.datatypes import BoolArray, IdArray, IntArray, SpecialTokens, TokenBatch, offsets_of
 from jacolbert_rag.encode.fast import TOKENIZER_FILE, FastSubwords
-from jacolbert_rag.encode.files import read_json
+from jacolbert_rag.encode.files import TOKENIZER_CONFIG_FILE, read_json
 from jacolbert_rag.encode.words import JapaneseWordPiece
 from jacolbert_rag.errors import CheckpointError
 
 VOCAB_FILE = "vocab.txt"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 JAPANESE_CLASS = "BertJapaneseTokenizer"
 
@@ -271,6 +270,8 @@ def _load_japanese(folder: Path, settings: dict[str, Any], vocab: list[str] | No
         "word_tokenizer_type": "mecab",
         "subword_tokenizer_type": "wordpiece",
         "mecab_dic": "unidic_lite",
+        "mecab_option": None,
+        "normalize_text": True,
     }
     # Before transformers 5 the dictionary that was not named was ipadic; a checkpoint from then that
     # relied on it cannot be told from one that relies on today's.
@@ -279,19 +280,22 @@ def _load_japanese(folder: Path, settings: dict[str, Any], vocab: list[str] | No
         "word_tokenizer_type": settings.get("word_tokenizer_type", "basic"),
         "subword_tokenizer_type": settings.get("subword_tokenizer_type", "wordpiece"),
         "mecab_dic": kwargs.get("mecab_dic", "unidic_lite"),
+        "mecab_option": kwargs.get("mecab_option") or None,
+        "normalize_text": kwargs.get("normalize_text") is not False,
     }
-    if found != expected or kwargs.get("mecab_option") or kwargs.get("normalize_text") is False:
+    if found != expected:
         raise CheckpointError(
             f"{folder / TOKENIZER_CONFIG_FILE} asks for {found}; expected {expected}, as the JaColBERT "
-            "family has, without further MeCab options. Use such a checkpoint."
+            "family has. Use such a checkpoint."
         )
     added = {str(token): int(i) for token, i in read_json(folder / ADDED_TOKENS_FILE).items()}
     for i, token in (settings.get("added_tokens_decoder") or {}).items():
         added[str(token["content"])] = int(i)
+    pieces = set(vocab)
     return JapaneseWordPiece(
         vocab,
         lowercase=bool(settings.get("do_lower_case")),
-        added={token: i for token, i in added.items() if token not in set(vocab)},
+        added={token: i for token, i in added.items() if token not in pieces},
     )
 
 
