@@ -159,11 +159,10 @@ def print_report(report: Report) -> None:
 
     console = Console(highlight=False)
 
-    def section(
-        title: str, rows: Iterable[tuple[str, ...]], *, styles: Sequence[str] = ("", "", "dim")
-    ) -> None:
+    def section(title: str, rows: Iterable[tuple[str, ...]]) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
         for row in rows:
+            styles = ("", "", "dim")
             table.add_row(*(Text(_printable(cell), style) for cell, style in zip(row, styles, strict=False)))
         console.print(Text(title, "bold"))
         console.print(table)
@@ -226,7 +225,6 @@ def print_report(report: Report) -> None:
     section(
         "Self-test",
         [("ok" if check.passed else "FAILED", check.name, check.detail) for check in report.checks],
-        styles=("", "", "dim"),
     )
     for warning in report.warnings:
         console.print(Text("Note: ", "yellow").append(_printable(warning), "default"))

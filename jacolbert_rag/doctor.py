@@ -148,7 +148,7 @@ def examine(
             "device": str(encoder.device),
             "device_name": _device_name(encoder.device),
             "dtype": str(encoder.dtype).removeprefix("torch."),
-            "attention": f"{ATTENTION}, additive key mask for queries",
+            "attention": f"{ATTENTION}, key mask for queries",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
@@ -236,24 +236,20 @@ def _check_layout(encoder: Encoder) -> Check:
 
 def _check_masks(encoder: Encoder) -> Check:
     """A query's own embeddings do not depend on its [MASK]s, unless the checkpoint wants them to."""
+    if encoder.checkpoint.config.attend_to_mask_tokens:
+        return Check("[MASK]s are attended to", True, "as the checkpoint asks")
+    name = "[MASK]s are not attended to"
     batch = encoder.tokenizer.queries([SAMPLES[0][0]])
-    config = encoder.checkpoint.config
-    name = "[MASK]s are attended to" if config.attend_to_mask_tokens else "[MASK]s are not attended to"
-    n = len(encoder.tokenizer.special.prefix) + len(encoder.tokenizer.special.suffix)
-    n += len(encoder.tokenizer.word_ids(config.query_prompt + SAMPLES[0][0]))
-    n += encoder.tokenizer.query_marker_id is not None
-    n = min(n, len(batch.ids))
+    n = int(batch.n_attended[0])
     if n == len(batch.ids):
         return Check(name, True, "this rule appends none")
     ids = torch.from_numpy(batch.ids[None].astype(np.int64)).to(encoder.device)
-    attended = torch.arange(len(batch.ids))[None] < int(batch.n_attended[0])
+    attended = torch.arange(len(batch.ids))[None] < n
     with torch.inference_mode():
         padded = encoder.model(ids, attended.to(encoder.device))[0, :n]
         bare = encoder.model(ids[:, :n], None)[0]
     difference = float((padded - bare).abs().max())
-    tolerance = BATCH_TOLERANCE[encoder.dtype]
-    # Where they may be attended to, a causal network still cannot: they come last.
-    passed = config.attend_to_mask_tokens or difference <= tolerance
+    passed = difference <= BATCH_TOLERANCE[encoder.dtype]
     return Check(name, passed, f"own tokens differ by {difference:.1e} with and without them")
 
 

@@ -19,13 +19,14 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> None:
-    doctor.SPEED_SECONDS = 0.05
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = doctor._speed
+    monkeypatch.setattr(doctor, "_speed", lambda encoder, seconds: speed(encoder, 0.05))
 
 
 def examine(name: str | Path | None = None, **options: object) -> doctor.Report:
-    return doctor.examine(checkpoint.load(name), device="cpu", seconds=0.05, **options)  # type: ignore[arg-type]
+    return doctor.examine(checkpoint.load(name), device="cpu", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
