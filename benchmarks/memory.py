@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import machine, texts
-from benchmarks.settings import TRIES
+from benchmarks.settings import ROOT, TRIES
 
 N_SAMPLES = 20
 KINDS = 16_000  # different passages, at most; a longer stream repeats them
@@ -65,7 +65,7 @@ def measure(data: Path, passages: Sequence[int], threads: int) -> dict[str, Any]
         command = [sys.executable, "-m", "benchmarks.memory", "--child"]
         command += ["--passages", str(n), "--threads", str(threads), "--data", str(data)]
         lines = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=texts.ROOT) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(json.loads(line))

@@ -6,12 +6,19 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE = "vocab.txt", "tokenizer_config.json", "config.json"
-METADATA_FILE, WEIGHTS_FILE = "artifact.metadata", "model.safetensors"
+from jacolbert_rag.encode.files import (
+    CONFIG_FILE,
+    DEFAULT_MODEL,
+    TOKENIZER_CONFIG_FILE,
+    WEIGHTS_FILE,
+    resolve_folder,
+)
+from jacolbert_rag.encode.tokens import VOCAB_FILE
+
+METADATA_FILE = "artifact.metadata"  # formats.py has it too, but loads torch
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ BASE = Shape()
 
 def bundled() -> Path:
     """The folder of the bundled checkpoint."""
-    return Path(str(files("jacolbert_rag"))) / "default_model"
+    return resolve_folder(DEFAULT_MODEL)
 
 
 def checkpoint_folder(folder: Path, shape: Shape = BASE) -> Path:
@@ -73,7 +80,7 @@ def checkpoint_folder(folder: Path, shape: Shape = BASE) -> Path:
     _write_json(unfinished / CONFIG_FILE, config)
     metadata = json.loads((bundled() / METADATA_FILE).read_text(encoding="utf-8"))
     _write_json(unfinished / METADATA_FILE, metadata | {"dim": shape.dim})
-    for name in (VOCAB_FILE, TOKENIZER_FILE):
+    for name in (VOCAB_FILE, TOKENIZER_CONFIG_FILE):
         shutil.copyfile(bundled() / name, unfinished / name)
     _write_weights(unfinished / WEIGHTS_FILE, config, shape)
     return unfinished.rename(path)
@@ -89,9 +96,11 @@ def without_mecab(folder: Path) -> Path:
     path.mkdir(exist_ok=True)
     for name in (VOCAB_FILE, CONFIG_FILE, METADATA_FILE):
         shutil.copyfile(folder / name, path / name)
-    settings = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
     plain = {key: settings[key] for key in settings if key.endswith("_token") or key == "model_max_length"}
-    _write_json(path / TOKENIZER_FILE, plain | {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    _write_json(
+        path / TOKENIZER_CONFIG_FILE, plain | {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    )
     if not (path / WEIGHTS_FILE).exists():
         (path / WEIGHTS_FILE).symlink_to((folder / WEIGHTS_FILE).resolve())
     return path

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.settings import ROOT
 from jacolbert_rag.datatypes import Document
 
-ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "examples" / "corpus"
 CORPORA = ("niilc", "wikinews", "jsquad", "jaquad")

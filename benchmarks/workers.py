@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.settings import ROOT
+
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 STDERR_LINES = 3  # of a worker that died, shown with the error
 SETTLE_S = 0.1  # threads of the last system's pool spin for a moment after its work

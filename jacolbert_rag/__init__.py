@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         JaColBERTError,
         OptionalDependencyError,
         TruncationWarning,
+        WorkerError,
     )
     from jacolbert_rag.retriever import JaColBERTRetriever
 
@@ -62,6 +63,7 @@ _HOMES = {
     "JaColBERTError": "errors",
     "OptionalDependencyError": "errors",
     "TruncationWarning": "errors",
+    "WorkerError": "errors",
     "IndexSettings": "config",
     "JaColBERTRetriever": "retriever",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "StoreConfig",
     "TokenEmbeddings",
     "TruncationWarning",
+    "WorkerError",
     "__version__",
 ]
 

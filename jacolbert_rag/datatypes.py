@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-HalfArray: TypeAlias = npt.NDArray[np.float16]
 TokenArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 IdArray: TypeAlias = npt.NDArray[np.int32]

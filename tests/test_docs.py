@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evals.tables import README, ROOT, read_results, with_table
+from jacolbert_rag.encode import checkpoint
 
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -31,6 +32,15 @@ def test_readme_table_is_generated() -> None:
     results = read_results()
     assert {row["dataset"] for row in results} >= {"corpus", "jsquad", "jaquad"}
     assert with_table(text, results) == text
+
+
+def test_results_are_of_one_model_which_is_the_bundled_one() -> None:
+    ours = [row["signature"] for row in read_results() if row["system"].startswith("jacolbert")]
+    assert len(ours) >= 6
+    fingerprint = checkpoint.load().fingerprint
+    for signature in ours:
+        assert f"|default@{fingerprint[:8]}|" in signature
+    assert len({re.search(r"\|compute:\w+\|", signature)[0] for signature in ours}) == 1
 
 
 def test_links_lead_somewhere() -> None:

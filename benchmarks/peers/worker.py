@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 T0 = time.perf_counter()  # before the heavy imports: a cold start begins here
 
@@ -28,18 +28,6 @@ BLOCK = 256  # tokens a row when the network runs by itself
 # Batches that the network by itself may take: the fastest is kept.
 ROWS = {"cpu": (2, 8, 32), "cuda": (32, 64, 128, 256)}
 MARKER = 1  # where documents have their marker: after [CLS]
-
-
-class System(Protocol):
-    """What can encode documents."""
-
-    dtype: str
-
-    def documents(self, texts: list[str]) -> Any:
-        """Embed documents; this call is timed."""
-
-    def arrays(self, result: Any) -> tuple[Any, list[int]]:
-        """(n_tokens, width) array of a result, and the tokens of each text."""
 
 
 class Counter:
@@ -73,8 +61,7 @@ class Ours:
         name: Any = dtype
         self.encoder = Encoder(checkpoint.load(folder), device=device, dtype=name)
         self.dtype = str(self.encoder.dtype).removeprefix("torch.")
-        self.folder, self.device = folder, device
-        self.prepared = prepared
+        self.folder, self.prepared = folder, prepared
         self.counter = Counter(self.encoder.model)
 
     def documents(self, texts: list[str]) -> Any:
