@@ -128,6 +128,7 @@ class JaColBERTRetriever:
         opened = Encoder(loaded, device=device, dtype=dtype, compile=compile)
         if index is not None:
             return cls._open(Path(index), opened, settings)
+        _check_settings(settings)
         settings = settings or IndexSettings()
         folder = Path(tempfile.mkdtemp(prefix="jacolbert-"))
         manifest = {
@@ -201,6 +202,7 @@ class JaColBERTRetriever:
             raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
         with _settings_of(path):
             stored = IndexSettings.from_json(manifest)
+        _check_settings(settings)
         if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
             raise IndexMismatchError(
                 f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
@@ -582,6 +584,10 @@ def _overrides(
     encoder: EncoderOverrides | None, query_length: str | None, document_length: int | None
 ) -> EncoderOverrides:
     """The caller's wishes in one place; the two that most users know have arguments of their own."""
+    if encoder is not None and not isinstance(encoder, Mapping):
+        raise InvalidInputError(
+            f"encoder is {encoder!r}; expected a dict of settings, such as {{'marker_mode': 'dot'}}."
+        )
     wishes: EncoderOverrides = {**(encoder or {})}
     if query_length is not None:
         wishes["query_length"] = query_length
@@ -673,6 +679,14 @@ def _listed(documents: Iterable[str | Document]) -> list[str | Document]:
                 "LangChain and LlamaIndex have adapters: jacolbert_rag.langchain, jacolbert_rag.llama_index."
             )
     return listed
+
+
+def _check_settings(settings: IndexSettings | None) -> None:
+    if settings is not None and not isinstance(settings, IndexSettings):
+        raise InvalidInputError(
+            f"settings is {settings!r}; expected an IndexSettings, such as "
+            "IndexSettings(search=SearchConfig(exact_below=0))."
+        )
 
 
 def _check_k(k: int) -> None:

@@ -282,6 +282,25 @@ def test_tensorflow_names_of_layer_norm_are_read(folder: Path) -> None:
     assert checkpoint.load(folder).fingerprint == whole.fingerprint
 
 
+def test_saving_leaves_the_users_files_alone(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(tiny_model)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    loaded.save_pretrained(mine)  # empty
+    loaded.save_pretrained(mine)  # a checkpoint
+    (tmp_path / "config.json").write_text("{}")
+    for target in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(InvalidInputError, match="is no checkpoint, so it is left as it is"):
+            loaded.save_pretrained(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "mine"]
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_no_name_is_no_folder() -> None:
+    with pytest.raises(CheckpointError, match="'' is no folder"):
+        checkpoint.load("")
+
+
 @pytest.mark.parametrize(("setting", "value"), [("dim", 7), ("max_positions", 99)])
 def test_what_the_weights_say_cannot_be_overridden(tiny_model: Path, setting: str, value: int) -> None:
     with pytest.raises(InvalidInputError, match=f"weights themselves say {setting}.*Leave it out"):

@@ -235,6 +235,12 @@ def test_several_devices_change_nothing(tiny_model: Path) -> None:
     two.close()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "mps:3", ["cpu", "gpu"]])
+def test_device_that_is_not_there_is_told_of(encoder: Encoder, device: str | list[str]) -> None:
+    with pytest.raises(InvalidInputError, match="this machine has cpu"):
+        Encoder(encoder.checkpoint, device=device)
+
+
 def children() -> list[str]:
     """Processes of ours."""
     import os

@@ -341,6 +341,38 @@ def test_index_of_another_model_is_refused(filled: JaColBERTRetriever, tmp_path:
     assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
 
 
+def test_index_in_the_working_directory(
+    filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.save(tmp_path / "i")
+    monkeypatch.chdir(tmp_path / "i")
+    assert len(JaColBERTRetriever.load(".")) == 60
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IndexNotFoundError):
+        JaColBERTRetriever.load(".")
+
+
+def test_index_where_a_model_belongs(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    with pytest.raises(CheckpointError, match="It is an index and no model: open it with"):
+        JaColBERTRetriever.from_pretrained(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"encoder": "dot"}, "encoder is 'dot'; expected a dict"),
+        ({"settings": {"search": {}}}, "expected an IndexSettings"),
+        ({"settings": SearchConfig(exact_below=0)}, "expected an IndexSettings"),
+    ],
+)
+def test_settings_of_another_type_are_refused(
+    tiny_model: Path, arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        JaColBERTRetriever.from_pretrained(tiny_model, **arguments)
+
+
 def test_index_read_by_other_settings_is_refused_and_says_which(
     filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -391,6 +391,9 @@ def test_a_model_reads_every_chunk_whole(retriever: JaColBERTRetriever, title: s
     assert batch.n_cut.tolist() == [0] * len(chunks)
     assert batch.lengths.mean() > 0.6 * tokenizer.config.document_length
     assert Splitter.for_tokenizer(tokenizer, budget=20).budget == 20
+    most = tokenizer.document_budget
+    with pytest.raises(InvalidInputError, match=f"budget is {most + 1}, but the model reads {most} tokens"):
+        Splitter.for_tokenizer(tokenizer, budget=most + 1)
 
 
 def test_a_copy_in_another_process_counts_alike() -> None:

@@ -100,8 +100,19 @@ class Checkpoint:
     fingerprint: str
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write a folder that this library and others read; see `save`."""
-        save(Path(folder), self.model, self.tokenizer, dtype=dtype)
+        """Write a folder that this library and others read; see `save`.
+
+        Raises:
+            InvalidInputError: there is something of this name that is no checkpoint.
+        """
+        target = Path(folder).expanduser()
+        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+        if not is_free and not has_weights(target):
+            raise InvalidInputError(
+                f"{target} exists and is no checkpoint, so it is left as it is. Name a new folder, or an "
+                "empty one."
+            )
+        save(target, self.model, self.tokenizer, dtype=dtype)
 
 
 def load(

@@ -74,6 +74,9 @@ class Encoder:
                 for large corpora only.
             tokenizer_processes: processes that tokenise large corpora; None takes some where a GPU would
                 wait for one, 0 tokenises here.
+
+        Raises:
+            InvalidInputError: a device is not there, or a dtype is unknown.
         """
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
@@ -82,7 +85,7 @@ class Encoder:
         names = [device] if isinstance(device, str) else list(device)
         if not names:
             raise InvalidInputError('device is an empty list; name at least one device, such as ["cuda:0"].')
-        self.devices = tuple(torch.device(name) for name in names)
+        self.devices = tuple(_device(name) for name in names)
         self.device = self.devices[0]
         self.dtype = dtype_of(dtype, self.device)
         # A copy, so that the checkpoint stays in float32 to be saved, or for another encoder.
@@ -402,8 +405,9 @@ def warn_of_cut_documents(n_cut: int, n: int, length: int, *, stacklevel: int = 
     if n_cut:
         warnings.warn(
             f"{n_cut} of {n} documents are longer than the {length} tokens that the model reads; what lies "
-            "beyond is not searchable. Add them with split=True, or split them into passages with "
-            "jacolbert_rag.encode.splitter or your framework's splitter.",
+            "beyond was not read. Split long documents before: add(..., split=True) does, and so do "
+            "JaColBERTTextSplitter for LangChain, JaColBERTNodeParser for LlamaIndex, and "
+            "jacolbert_rag.encode.splitter for all else.",
             TruncationWarning,
             stacklevel=stacklevel,
         )
@@ -419,6 +423,27 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InvalidInputError: this machine has none.
+    """
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or str(device) not in (*here, "cuda" if torch.cuda.is_available() else "cpu"):
+        raise InvalidInputError(
+            f"device is {name!r}, and this machine has {', '.join(here)}. Name one of these, or none for the "
+            "best. A GPU that is not listed needs its driver, and a PyTorch that was built for it."
+        )
+    return device
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARDS_FILE = "model.safetensors.index.json"
+INDEX_FILE = "documents.sqlite"  # by which an index is known that was named where a model belongs
 
 DEFAULT_MODEL = "default"
 """The name that an index stores for the bundled checkpoint, which moves with the package."""
@@ -57,6 +58,8 @@ def resolve_folder(
     Raises:
         CheckpointError: it is neither a folder nor to be had from the hub.
     """
+    if not name.strip():
+        raise CheckpointError(_NO_FOLDER.format(name))
     if name == DEFAULT_MODEL:
         return Path(str(files("jacolbert_rag"))) / "default_model"
     folder = Path(name).expanduser()
@@ -133,12 +136,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         pickled = sorted(
             p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
         )
-        hint = (
-            f"It has {', '.join(pickled)}, which is pickled and may run code when read: convert it to "
-            "safetensors where you trust it."
-            if pickled
-            else "Copy it from the checkpoint."
-        )
+        if pickled:
+            hint = (
+                f"It has {', '.join(pickled)}, which is pickled and may run code when read: convert it to "
+                "safetensors where you trust it."
+            )
+        elif (folder / INDEX_FILE).is_file():
+            hint = "It is an index and no model: open it with JaColBERTRetriever.load."
+        else:
+            hint = "Copy it from the checkpoint."
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. {hint}")
     tensors: dict[str, Tensor] = {}
     for name in _shards(folder):

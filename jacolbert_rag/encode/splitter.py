@@ -76,8 +76,17 @@ class Splitter:
             tokenizer: such as `retriever.encoder.tokenizer`.
             budget: None for what the model reads of a document.
             overlap: see `Splitter`.
+
+        Raises:
+            InvalidInputError: the model does not read so much of a document.
         """
-        return cls(tokenizer.count, tokenizer.document_budget if budget is None else budget, overlap)
+        most = tokenizer.document_budget
+        if budget is not None and budget > most:
+            raise InvalidInputError(
+                f"budget is {budget}, but the model reads {most} tokens of a document, so the end of a chunk "
+                "would not be read. Name fewer, or load the model with a larger document_length."
+            )
+        return cls(tokenizer.count, most if budget is None else budget, overlap)
 
     def chunks(self, text: str, *, title: str = "") -> list[Chunk]:
         """Chunks of a text, in order; none where it has no text.

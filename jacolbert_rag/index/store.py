@@ -549,7 +549,8 @@ def replace_folder(new: Path, old: Path) -> None:
 
 def _aside(folder: Path) -> Path:
     """Where an index waits while another takes its place."""
-    return folder.with_name(f".{folder.name}.replaced")
+    folder = folder.resolve()  # "." has no name
+    return folder.parent / f".{folder.name}.replaced"
 
 
 def _connect(path: Path, *, durable: bool) -> sqlite3.Connection:
