@@ -26,13 +26,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from jacolbert_rag.langchain import JaColBERTRetriever, JaColBERTVectorStore
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 
 class JaColBERTTextSplitter(TextSplitter):
     """Splits LangChain documents into chunks of whole sentences that the model reads to their end.
 
-        splitter = JaColBERTTextSplitter.from_retriever(retriever.engine)
+        splitter = JaColBERTTextSplitter.from_retriever(retriever)
         retriever.add_documents(splitter.split_documents(documents))
 
     A chunk has the metadata of its document and an id made from the document's and from what the chunk says,
@@ -53,21 +54,22 @@ class JaColBERTTextSplitter(TextSplitter):
     @classmethod
     def from_retriever(
         cls,
-        engine: Engine,
+        engine: Engine | JaColBERTRetriever | JaColBERTVectorStore,
         *,
         budget: int | None = None,
         overlap: int = 0,
         add_start_index: bool = False,
     ) -> Self:
-        """A splitter for the model of a framework-free retriever.
+        """A splitter for the model of a retriever.
 
         Args:
-            engine: a `jacolbert_rag.JaColBERTRetriever`, such as the `engine` of the adapters.
+            engine: a `jacolbert_rag.JaColBERTRetriever`, or an adapter over one.
             budget: most tokens of a chunk; None for what the model reads of a document.
             overlap: most tokens that a chunk repeats from the one before.
             add_start_index: see `JaColBERTTextSplitter`.
         """
-        splitter = Splitter.for_tokenizer(engine.encoder.tokenizer, budget=budget, overlap=overlap)
+        wrapped: Any = getattr(engine, "engine", engine)
+        splitter = Splitter.for_tokenizer(wrapped.encoder.tokenizer, budget=budget, overlap=overlap)
         return cls(splitter, add_start_index=add_start_index)
 
     @classmethod

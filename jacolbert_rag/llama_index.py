@@ -278,7 +278,7 @@ class JaColBERTRerank(BaseNodePostprocessor):
 class JaColBERTNodeParser(NodeParser):
     """Parses documents into nodes of whole Japanese sentences that the model reads to their end.
 
-        parser = JaColBERTNodeParser.from_retriever(retriever.engine)
+        parser = JaColBERTNodeParser.from_retriever(retriever)
         retriever.add_nodes(parser.get_nodes_from_documents(documents))
 
     A node's id is made from its document's and from what it says, so that a changed document gives new ids
@@ -305,25 +305,26 @@ class JaColBERTNodeParser(NodeParser):
     @classmethod
     def from_retriever(
         cls,
-        engine: Engine,
+        engine: Engine | JaColBERTRetriever,
         *,
         budget: int | None = None,
         overlap: int = 0,
         metadata_mode: MetadataMode = MetadataMode.NONE,
         callback_manager: CallbackManager | None = None,
     ) -> Self:
-        """A parser for the model of a framework-free retriever.
+        """A parser for the model of a retriever.
 
         Args:
-            engine: a `jacolbert_rag.JaColBERTRetriever`, such as the `engine` of the adapters.
+            engine: a `jacolbert_rag.JaColBERTRetriever`, or the adapter over one.
             budget: most tokens of a node; None for what the model reads of a document.
             overlap: most tokens that a node repeats from the one before.
             metadata_mode: see `JaColBERTNodeParser`.
             callback_manager: is told of parsing.
         """
+        wrapped: Any = getattr(engine, "engine", engine)
         return cls(
-            splitter=Splitter.for_tokenizer(engine.encoder.tokenizer, budget=budget, overlap=overlap),
-            model_name=engine.encoder.checkpoint.name,
+            splitter=Splitter.for_tokenizer(wrapped.encoder.tokenizer, budget=budget, overlap=overlap),
+            model_name=wrapped.encoder.checkpoint.name,
             metadata_mode=metadata_mode,
             callback_manager=callback_manager or CallbackManager([]),
         )

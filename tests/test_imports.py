@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
                          "index.candidates", "index.maxsim", "index.pooling", "index.store",
                          "langchain", "llama_index", "progress"},
     "langchain": BASE | {"retriever", "langchain_splitter"},
-    "langchain_splitter": BASE | {"retriever", "encode.splitter"},
+    "langchain_splitter": BASE | {"langchain", "retriever", "encode.splitter"},
     "llama_index": BASE | {"retriever", "encode.splitter"},
     "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
                       "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},

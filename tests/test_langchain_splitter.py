@@ -14,6 +14,7 @@ import jacolbert_rag.langchain
 from jacolbert_rag import InvalidInputError
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of
+from jacolbert_rag.langchain import JaColBERTRetriever, JaColBERTVectorStore
 from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter
 from tests.conftest import import_error, run_python
 from tests.test_splitter import GUIDE
@@ -30,6 +31,8 @@ def test_it_is_langchains(splitter: JaColBERTTextSplitter, retriever: Engine) ->
     assert isinstance(splitter, TextSplitter)
     assert jacolbert_rag.langchain.JaColBERTTextSplitter is JaColBERTTextSplitter
     assert splitter.splitter.budget == retriever.encoder.tokenizer.document_budget
+    for adapter in (JaColBERTVectorStore(retriever), JaColBERTRetriever(engine=retriever)):
+        assert JaColBERTTextSplitter.from_retriever(adapter).splitter == splitter.splitter
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = jacolbert_rag.langchain.Nothing
 

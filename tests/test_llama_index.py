@@ -384,7 +384,8 @@ class TestNodeParser:
         documents = [Document(id_="手引", text=GUIDE)]
         pipeline = IngestionPipeline(transformations=[JaColBERTNodeParser.from_retriever(retriever)])
         n = len(pipeline.run(documents=documents))
-        pipeline.transformations = [JaColBERTNodeParser.from_retriever(retriever, budget=20)]
+        adapter = JaColBERTRetriever(retriever)
+        pipeline.transformations = [JaColBERTNodeParser.from_retriever(adapter, budget=20)]
         assert len(pipeline.run(documents=documents)) > 2 * n
 
     async def test_parses_off_the_loop(self, parser: JaColBERTNodeParser, monkeypatch: pytest.MonkeyPatch):
