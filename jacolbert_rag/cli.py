@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import sys
@@ -53,8 +54,9 @@ def index(
 ) -> None:
     """Index documents, long ones in chunks of sentences; what has not changed is left alone.
 
-    A text file is a document, and so is each section of a Markdown file. What a file said when it was last
-    indexed and no longer says is removed.
+    A text file (UTF-8) is a document, and so is each section of a Markdown file. What such a file said when
+    it was last indexed and no longer says is removed; documents of JSON lines, and of files that are no
+    longer there, stay.
     """
     from rich.console import Console
 
@@ -218,7 +220,7 @@ def print_report(report: Report) -> None:
                 "speed",
                 f"{speed['documents_per_s']:,.1f} documents/s of {speed['tokens_per_document']:.0f} tokens "
                 f"({speed['tokens_per_s']:,.0f} tokens/s); one query {speed['query_ms']:.1f} ms; tokenizer "
-                f"{speed['tokenized_tokens_per_s']:,.0f} tokens/s",
+                f"{speed['tokenized_tokens_per_s']:,.0f} tokens/s of words that it has met",
             ),
         ],
     )
@@ -332,8 +334,14 @@ def _read_text(path: Path, text: str) -> Iterator[Document]:
         if body.strip():
             id = _unused("#".join([source, "/".join(headings)]) if headings else source, seen)
             seen.add(id)
-            title = headings[-1] if headings else path.name.split(".")[0]
+            title = headings[-1] if headings else _title(path)
             yield Document(id, body.strip(), {"source": source}, title)
+
+
+def _title(path: Path) -> str:
+    """A file's name without what tells its kind."""
+    name = path.name[:-3] if path.suffix.lower() == ".gz" else path.name
+    return name.removesuffix(Path(name).suffix)
 
 
 def _unused(id: str, seen: Container[str]) -> str:
@@ -406,6 +414,9 @@ def _errors_for_people() -> Iterator[None]:
     """Errors of ours and warnings as one line on standard error, exit status 2, no traceback."""
     from rich.console import Console
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of Windows may know no 😀
     console = Console(stderr=True)
     with warnings.catch_warnings():
         warnings.simplefilter("always", TruncationWarning)
