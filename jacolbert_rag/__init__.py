@@ -3,9 +3,10 @@
 encode/tokens      text -> token ids
 encode/encoder     token ids -> token embeddings, with a checkpoint's network
 index/pooling      token embeddings -> fewer of them
-index/store        documents and token embeddings on disk
+index/quantize     token embeddings -> bytes, and back
 index/candidates   query -> documents worth an exact score
 index/maxsim       query and documents -> exact scores
+index/index        all of these, durable: documents and token embeddings on disk
 retriever          all of it wired: JaColBERTRetriever
 langchain, llama_index   the same as objects of those frameworks
 

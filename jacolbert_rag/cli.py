@@ -60,7 +60,7 @@ def index(
     """
     from rich.console import Console
 
-    from jacolbert_rag.index.store import MANIFEST_FILE
+    from jacolbert_rag.index.index import MANIFEST_FILE
     from jacolbert_rag.retriever import JaColBERTRetriever
 
     console = Console(stderr=True)

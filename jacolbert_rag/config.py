@@ -7,11 +7,12 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict, get_args
 
 from jacolbert_rag.errors import InvalidInputError
 
-StoredDtype = Literal["float16", "float32"]
+# What a token embedding is stored as; see `jacolbert_rag.index.quantize.Codec`.
+StoredDtype = Literal["float32", "float16", "int8", "residual4", "residual2"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 # How a marker comes into a text's ids: behind the first token; or, as colbert-ai did until 0.2.20 (and so
 # while JaColBERTv2.5 was trained), by reading ". " before the text and writing over the second token. The two
@@ -196,10 +197,15 @@ class PoolingConfig(_Config):
 class StoreConfig(_Config):
     """How token embeddings lie on disk."""
 
-    dtype: StoredDtype = "float16"
+    dtype: StoredDtype = "residual4"
+    n_centroids: int = 256  # that residuals are taken from
+    codebook_tokens: int = 65_536  # tokens that the centroids are found from; until then float16 is stored
 
     def __post_init__(self) -> None:
-        self._require("dtype", self.dtype in ("float16", "float32"), "'float16' or 'float32'")
+        names = get_args(StoredDtype)
+        self._require("dtype", self.dtype in names, "one of " + ", ".join(names))
+        self._require("n_centroids", 1 <= self.n_centroids <= 65_536, "from 1 to 65,536")
+        self._require("codebook_tokens", self.codebook_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,7 @@ class CandidateConfig(_Config):
     tokens_per_pooled: int = 64  # token embeddings of the corpus for one pooled vector
     max_pooled: int = 131_072  # bounds memory and time of pooling a large corpus
     samples_per_pooled: int = 16  # token embeddings that k-means sees for each pooled vector
+    n_probed: int = 2  # cells of pooled vectors that a document's token is compared with
     n_nearest: int = 32  # pooled vectors that a query token takes
     n_candidates: int = 256  # documents handed to exact scoring, or 2 * k where that is more
     m: int = 12  # HNSW links a vector
@@ -219,7 +226,9 @@ class CandidateConfig(_Config):
     seed: int = 12345
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_pooled", "max_pooled", "samples_per_pooled", "n_nearest", "n_candidates"):
+        for name in ("tokens_per_pooled", "max_pooled", "samples_per_pooled"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("n_probed", "n_nearest", "n_candidates"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("m", self.m >= 2, "at least 2")
         self._require("ef_construction", self.ef_construction >= 1, "at least 1")

@@ -15,6 +15,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 TokenArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 IdArray: TypeAlias = npt.NDArray[np.int32]
+Uint32Array: TypeAlias = npt.NDArray[np.uint32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 

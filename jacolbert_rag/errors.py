@@ -8,6 +8,7 @@ JaColBERTError
 └── IndexFolderError
     ├── IndexNotFoundError (also FileNotFoundError)  no index where one was named
     ├── IndexCorruptError                            a file is missing, cut short or out of step
+    ├── IndexWriteError (also OSError)               the folder could not be written: disk full, no permission
     └── IndexMismatchError                           made by another model or a newer format
 """
 
@@ -44,6 +45,10 @@ class IndexNotFoundError(IndexFolderError, FileNotFoundError):
 
 class IndexCorruptError(IndexFolderError):
     """A file of the index is missing, cut short, or disagrees with the others."""
+
+
+class IndexWriteError(IndexFolderError, OSError):
+    """An index folder could not be written; what was there before is whole."""
 
 
 class IndexMismatchError(IndexFolderError):

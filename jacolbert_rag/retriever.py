@@ -10,29 +10,30 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from jacolbert_rag import __version__
-from jacolbert_rag.config import ComputeDtype, EncoderConfig, EncoderOverrides, IndexSettings
+from jacolbert_rag.config import (
+    ComputeDtype,
+    EncoderConfig,
+    EncoderOverrides,
+    IndexSettings,
+    LoadOptions,
+)
 from jacolbert_rag.datatypes import (
-    BoolArray,
     Document,
-    FloatArray,
     Hit,
-    IntArray,
-    TokenArray,
-    TokenEmbeddings,
 )
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
-from jacolbert_rag.index.candidates import Candidates
-from jacolbert_rag.index.maxsim import maxsim, maxsim_many
-from jacolbert_rag.index.pooling import pool_corpus, pool_documents
-from jacolbert_rag.index.store import Store, as_stored, check_documents, read_manifest
+from jacolbert_rag.index.database import as_stored, check_documents
+from jacolbert_rag.index.index import Damage, Index, View, read_manifest
+from jacolbert_rag.index.maxsim import maxsim
+from jacolbert_rag.index.pooling import pool_documents
 from jacolbert_rag.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -59,17 +60,12 @@ class JaColBERTRetriever:
     `add`, `upsert` and `delete` returned from is on disk. Methods may be called from several threads.
     """
 
-    def __init__(self, encoder: Encoder, store: Store, settings: IndexSettings) -> None:
-        """Wire finished stages; use `from_pretrained` or `load`."""
+    def __init__(self, encoder: Encoder, index: Index, settings: IndexSettings) -> None:
+        """Wire finished stages; use `from_pretrained` or `open`."""
         self.encoder = encoder
         self.settings = settings
-        self._store = store
-        self._lock = threading.RLock()  # over the store and the candidates
+        self._index = index
         self._writing = threading.RLock()  # one writer; searches go on while it encodes
-        self._candidates = Candidates.load(
-            store.folder / CANDIDATES_FOLDER, settings.candidates, store_id=store.id, n_rows=store.n_rows
-        )
-        self._n_saved_entries = self._candidates.n_entries if self._candidates else 0
         self._cleanup: weakref.finalize[..., Any] | None = None
 
     @classmethod
@@ -141,7 +137,7 @@ class JaColBERTRetriever:
             "encoder": loaded.config.to_json(),
             **settings.to_json(),
         }
-        retriever = cls(opened, Store.create(folder, manifest, durable=False), settings)
+        retriever = cls(opened, Index.create(folder, manifest, durable=False), settings)
         retriever._cleanup = weakref.finalize(retriever, shutil.rmtree, folder, ignore_errors=True)
         return retriever
 
@@ -195,46 +191,50 @@ class JaColBERTRetriever:
         return cls._open(Path(path), encoder, settings)
 
     @classmethod
+    def open(cls, path: str | Path, **options: Unpack[LoadOptions]) -> JaColBERTRetriever:
+        """`load` by the name that databases have for it."""
+        return cls.load(path, **options)
+
+    @classmethod
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
-        store = Store.open(path)
-        manifest = store.manifest
-        if manifest["fingerprint"] != encoder.checkpoint.fingerprint:
+        index = Index.open(path)
+        manifest = index.manifest
+        if not _is_made_by(manifest, encoder.checkpoint):
             raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
-        with _settings_of(path):
-            stored = IndexSettings.from_json(manifest)
+        stored = index.settings
         _check_settings(settings)
         if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
             raise IndexMismatchError(
                 f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
                 f"to {settings.pooling} and {settings.store}. Build a new index with those."
             )
-        retriever = cls(encoder, store, settings or stored)
-        retriever._update_candidates()
+        if settings is not None:
+            index.settings = settings
+        retriever = cls(encoder, index, settings or stored)
+        index.update_candidates()
         return retriever
 
     def __len__(self) -> int:
         """Documents in the index."""
-        with self._reading():
-            return len(self._store)
+        with self._index.reading() as view:
+            return view.snapshot.n_live
 
     def __contains__(self, id: object) -> bool:
         """Whether a document of this id is in the index."""
-        with self._reading():
-            return isinstance(id, str) and bool(self._store.rows_of([id]))
+        with self._index.reading() as view:
+            return isinstance(id, str) and bool(view.rows_of([id]))
 
     def __iter__(self) -> Iterator[Document]:
-        """Every document that is there when iteration begins, in order, but for those deleted meanwhile."""
-        with self._reading():
-            rows = np.flatnonzero(self._store.live)
-        for start in range(0, len(rows), ADD_DOCUMENTS):
-            with self._reading():
-                batch = self._store.documents(rows[start : start + ADD_DOCUMENTS])
-            yield from batch
+        """Every document that is there when iteration begins, in order."""
+        with self._index.reading() as view:
+            rows = np.flatnonzero(view.snapshot.live)
+            for start in range(0, len(rows), ADD_DOCUMENTS):
+                yield from view.documents(rows[start : start + ADD_DOCUMENTS])
 
     @property
     def path(self) -> Path | None:
         """The folder of a saved index; None while it lives in a temporary one."""
-        return self._store.folder if self._cleanup is None else None
+        return self._index.folder if self._cleanup is None else None
 
     def add(
         self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
@@ -273,10 +273,10 @@ class JaColBERTRetriever:
             for embeddings, cut in self.encoder.blocks(passages, size=ADD_DOCUMENTS, on_progress=advance):
                 batch = distinct[start : start + len(embeddings)]
                 start, n_cut = start + len(batch), n_cut + cut
-                embeddings = pool_documents(embeddings, self.settings.pooling)
-                with self._lock:
-                    self._store.append(batch, embeddings)
-                self._update_candidates()
+                pooled = pool_documents(embeddings, self.settings.pooling)
+                # Lists made now would be thrown away when the corpus is pooled anew at the end.
+                self._index.append(batch, pooled, listed=len(distinct) <= ADD_DOCUMENTS)
+        self._index.update_candidates()
         length = self.encoder.checkpoint.config.document_length
         warn_of_cut_documents(n_cut, len(distinct), length, stacklevel=4)  # the caller of `add`
 
@@ -315,36 +315,26 @@ class JaColBERTRetriever:
         others: list[Document] = []
         for start in range(0, len(documents), ADD_DOCUMENTS):
             batch = documents[start : start + ADD_DOCUMENTS]
-            with self._reading():
-                rows = self._store.rows_of([document.id for document in batch])
-                stored = {d.id: d.passage for d in self._store.documents(list(rows.values()))}
+            with self._index.reading() as view:
+                rows = view.rows_of([document.id for document in batch])
+                stored = {d.id: d.passage for d in view.documents(list(rows.values()))}
                 known = [document for document in batch if stored.get(document.id) == document.passage]
-                embeddings = self._store.embeddings(np.array([rows[d.id] for d in known], dtype=np.int64))
-            with self._lock:
-                self._store.append(known, embeddings)
+                known.sort(key=lambda document: rows[document.id])
+                embeddings = view.snapshot.embeddings(np.array([rows[d.id] for d in known], dtype=np.int64))
+            self._index.append(known, embeddings)
             others += [document for document in batch if stored.get(document.id) != document.passage]
-        if len(others) < len(documents):
-            self._update_candidates()
         return others
 
     def _delete_former(self, parts: Mapping[str, Sequence[Document]]) -> None:
         """Delete what is stored of these documents and no longer part of them: chunks, or the whole."""
         stale: list[str] = []
-        with self._reading():
+        with self._index.reading() as view:
             for id, current in parts.items():
                 kept = {part.id for part in current}
-                stale += [former for former in (id, *self._chunks_of(id)) if former not in kept]
-            stale = list(self._store.rows_of(stale))
+                stale += [former for former in (id, *_chunks_of(view, id)) if former not in kept]
+            stale = list(view.rows_of(stale))
         if stale:
-            with self._lock:
-                self._store.delete(stale)  # these alone: `delete` would take the chunks that replace a whole
-
-    def _chunks_of(self, id: str) -> list[str]:
-        """Ids of the stored chunks of a document, within a `_reading` block."""
-        named = [key for key in self._store.ids_with_prefix(f"{id}#") if is_chunk_of(key, id)]
-        rows = self._store.rows_of(named)
-        # The form of an id is no proof: a document of its own may have one like it.
-        return [chunk.id for chunk in self._store.documents(list(rows.values())) if parent_of(chunk) == id]
+            self._index.delete(stale)  # these alone: `delete` would take the chunks that replace a whole
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Remove documents, with their chunks where they were split.
@@ -357,22 +347,22 @@ class JaColBERTRetriever:
         """
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
-        with self._writing, self._lock:
-            with self._reading():
-                ids = list(dict.fromkeys(key for id in ids for key in (id, *self._chunks_of(id))))
-            return self._store.delete(ids)
+        with self._writing:
+            with self._index.reading() as view:
+                ids = list(dict.fromkeys(key for id in ids for key in (id, *_chunks_of(view, id))))
+            return self._index.delete(ids)
 
     def ids(self, prefix: str = "") -> list[str]:
         """Ids in the index, sorted: all of them, or those that begin with a prefix."""
-        with self._reading():
-            return self._store.ids_with_prefix(prefix)
+        with self._index.reading() as view:
+            return view.ids_with_prefix(prefix)
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
-        with self._reading():
-            return self._store.documents(list(self._store.rows_of(ids).values()))
+        with self._index.reading() as view:
+            return view.documents(list(view.rows_of(ids).values()))
 
     def search(self, query: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
         """The documents that answer a query best.
@@ -396,15 +386,20 @@ class JaColBERTRetriever:
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
         embedded = self.encoder.queries(list(queries))
-        with self._reading():
-            k = min(k, len(self._store))
+        with self._index.reading() as view:
+            snapshot = view.snapshot
+            k = min(k, snapshot.n_live)
             if k == 0:
                 return [[] for _ in queries]
-            if exact or self._candidates is None or len(self._store) < self.settings.search.exact_below:
-                found = self._search_exact(embedded, k)
+            if exact or snapshot.pooled is None or snapshot.n_live < self.settings.search.exact_below:
+                found = snapshot.search_exact(embedded, k)
             else:
-                found = [self._search_candidates(query, k) for query in embedded]
-            return [self._hits(rows, scores) for rows, scores in found]
+                config = self.settings.candidates
+                found = [snapshot.search_candidates(query, k, config) for query in embedded]
+            return [
+                [Hit(d, float(s)) for d, s in zip(view.documents(rows), scores, strict=True)]
+                for rows, scores in found
+            ]
 
     def rerank(self, query: str, documents: Iterable[str | Document], k: int | None = None) -> list[Hit]:
         """Order documents that came from elsewhere; nothing is stored.
@@ -441,23 +436,36 @@ class JaColBERTRetriever:
             InvalidInputError: the folder holds something that is no index.
         """
         folder = Path(path).expanduser().resolve()
-        with self._writing, self._lock:
-            self._save_candidates()
-            if folder == self._store.folder:
+        with self._writing:
+            if folder == self._index.folder:
                 return
-            self._store.copy_to(folder)
+            self._index.copy_to(folder)
             if self._cleanup is not None:
-                self._store.close()
+                settings = self._index.settings
+                self._index.close()
                 self._cleanup()
                 self._cleanup = None
-                self._store = Store.open(folder)
+                self._index = Index.open(folder)
+                self._index.settings = settings
+
+    def compact(self) -> None:
+        """Give back the room that deleted and replaced documents take. Searches go on meanwhile."""
+        with self._writing:
+            self._index.compact()
+
+    def verify(self) -> list[Damage]:
+        """Read every byte of the index, and tell what is not what was written; an empty list where all is."""
+        return self._index.verify()
+
+    def rebuild(self) -> None:
+        """Make anew what is derived from the token embeddings: pooled vectors and posting lists."""
+        with self._writing:
+            self._index.update_candidates(anew=True)
 
     def close(self) -> None:
-        """Write what is derived and close the index; a temporary one is removed."""
-        with self._writing, self._lock:
-            if self.path is not None:
-                self._save_candidates()
-            self._store.close()
+        """Close the index; a temporary one is removed."""
+        with self._writing:
+            self._index.close()
             if self._cleanup is not None:
                 self._cleanup()
         self.encoder.close()
@@ -474,110 +482,13 @@ class JaColBERTRetriever:
 
         return LlamaIndexRetriever(engine=self, similarity_top_k=k)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The newest committed state, for as long as the block runs."""
-        with self._lock, self._store.reading():
-            yield
 
-    def _search_exact(self, queries: TokenEmbeddings, k: int) -> list[tuple[IntArray, FloatArray]]:
-        """The best k live rows of the whole store, and their scores, for each query."""
-        found = []
-        for start in range(0, len(queries), SEARCH_QUERIES):
-            batch = queries.take(range(start, min(start + SEARCH_QUERIES, len(queries))))
-            scores = np.concatenate([maxsim_many(batch, block) for _, block in self._store.blocks()], axis=1)
-            scores[:, ~self._store.live] = -np.inf
-            found += [_best(np.arange(len(row)), row, k) for row in scores]
-        return found
-
-    def _search_candidates(self, query: TokenArray, k: int) -> tuple[IntArray, FloatArray]:
-        """The best k of the candidates' rows, and their scores."""
-        assert self._candidates is not None
-        store = self._store
-        n = max(self.settings.candidates.n_candidates, CANDIDATES_PER_HIT * k)
-        proposed = self._candidates.propose(query, store.live, n)
-        # Rows that are not listed yet, because an add is under way here or elsewhere, are all candidates.
-        fresh = np.arange(self._candidates.n_rows, store.n_rows, dtype=np.int64)
-        rows = np.sort(np.concatenate([proposed, fresh[store.live[fresh]]]))  # the order of the file
-        if len(rows) < k:  # fewer documents are listed near the query than were asked for
-            return self._search_exact(TokenEmbeddings(query, np.array([0, len(query)])), k)[0]
-        return _best(rows, maxsim(query, store.embeddings(rows)), k)
-
-    def _hits(self, rows: IntArray, scores: FloatArray) -> list[Hit]:
-        documents = self._store.documents(rows)
-        return [Hit(document, float(score)) for document, score in zip(documents, scores, strict=True)]
-
-    def _update_candidates(self) -> None:
-        """List documents that the candidates lack, or pool the corpus anew when it has outgrown them.
-
-        Searches go on meanwhile; they score rows that are not listed yet exactly.
-        """
-        with self._writing:
-            with self._reading():
-                n_live, n_tokens = len(self._store), self._store.n_tokens
-                blocks = list(self._store.blocks())
-                live = self._store.live.copy()
-            if n_live == 0 or n_live < self.settings.search.exact_below:
-                return
-            if self._candidates is None or self._candidates.needs_rebuild(n_live, n_tokens):
-                candidates = self._pool_candidates(blocks, n_tokens)
-                self._list_rows(candidates, blocks, live)
-                with self._lock:
-                    self._candidates, self._n_saved_entries = candidates, 0
-            else:
-                self._list_rows(self._candidates, blocks, live)
-            if self.path and self._candidates.n_entries > SAVE_GROWTH * self._n_saved_entries:
-                self._save_candidates()
-
-    def _pool_candidates(self, blocks: Sequence[tuple[int, TokenEmbeddings]], n_tokens: int) -> Candidates:
-        """Candidates over a sample of the corpus' token embeddings, a fair share of every block."""
-        config = self.settings.candidates
-        n_pooled = min(max(1, n_tokens // config.tokens_per_pooled), config.max_pooled)
-        share = min(1.0, config.samples_per_pooled * n_pooled / n_tokens)
-        rng = np.random.default_rng(config.seed)
-        sample = []
-        for _, block in blocks:
-            n = min(len(block.flat), max(1, round(share * len(block.flat))))
-            chosen = np.sort(rng.choice(len(block.flat), size=n, replace=False))
-            sample.append(block.flat[chosen].astype(np.float32))
-        pooled = pool_corpus(np.concatenate(sample), n_pooled, seed=config.seed)
-        return Candidates.build(pooled, config, n_tokens=n_tokens)
-
-    def _list_rows(
-        self, candidates: Candidates, blocks: Sequence[tuple[int, TokenEmbeddings]], live: BoolArray
-    ) -> None:
-        """Have the candidates list the live rows that they do not list yet."""
-        for first, block in blocks:
-            rows = np.arange(max(first, candidates.n_rows), first + len(block), dtype=np.int64)
-            rows = rows[live[rows]]
-            for start in range(0, len(rows), ADD_DOCUMENTS):
-                batch = rows[start : start + ADD_DOCUMENTS]
-                embeddings = block.take(batch - first)
-                assigned = candidates.assign(embeddings)
-                with self._lock:
-                    candidates.add(batch, embeddings, assigned)
-
-    def _save_candidates(self) -> None:
-        if self._candidates is None:
-            return
-        folder = self._store.folder / CANDIDATES_FOLDER
-        try:
-            self._candidates.save(folder, store_id=self._store.id)
-            self._n_saved_entries = self._candidates.n_entries
-        except OSError as error:
-            # Derived, so nothing is lost: the documents are stored, and the index can be searched.
-            logger.warning("%s was not written (%s); it will be made again when needed.", folder, error)
-
-
-def _best(rows: IntArray, scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-    """The k rows of the highest scores, best first; of equal scores the lower row is first."""
-    if len(rows) > k:
-        # Everything that ties with the k-th stays in, so that the row decides and not the partition.
-        kth = -np.partition(-scores, k - 1)[k - 1]
-        kept = np.flatnonzero(scores >= kth)
-        rows, scores = rows[kept], scores[kept]
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]
+def _chunks_of(view: View, id: str) -> list[str]:
+    """Ids of the stored chunks of a document."""
+    named = [key for key in view.ids_with_prefix(f"{id}#") if is_chunk_of(key, id)]
+    # The form of an id is no proof: a document of its own may have one like it.
+    found = view.documents(list(view.rows_of(named).values()))
+    return [chunk.id for chunk in found if parent_of(chunk) == id]
 
 
 def _overrides(
@@ -606,6 +517,19 @@ def _settings_of(path: Path) -> Iterator[None]:
             f"The settings of the index {path} are not those of this version: {error} Update "
             "jacolbert_rag, or build the index anew."
         ) from error
+
+
+def _is_made_by(manifest: Mapping[str, Any], now: checkpoint.Checkpoint) -> bool:
+    """Whether an index was made by this model, read by these settings."""
+    if manifest["fingerprint"] == now.fingerprint:
+        return True
+    former = manifest.get("former")
+    if former is None or former["fingerprint"] != manifest["fingerprint"]:
+        return False
+    made = EncoderConfig.from_json(manifest["encoder"]).to_json() | {"query_length": None}
+    return made == now.config.to_json() | {
+        "query_length": None
+    } and manifest["fingerprint"] == checkpoint.former_fingerprint(now.folder, former["encoder"])
 
 
 def _mismatch(path: Path, manifest: Mapping[str, Any], now: checkpoint.Checkpoint) -> str:

@@ -419,9 +419,14 @@ def test_jacolbert_equals_exact_on_a_tiny_corpus(tiny_model, documents, monkeypa
 def test_engine_has_candidates_only_where_they_are_searched(tiny_model, documents):
     corpus = [*documents, Document("d00", " \n")]
     engine = systems.build_engine(corpus, model=str(tiny_model))
-    assert engine._candidates is not None
+    assert is_pooled(engine)
     assert [document.id for document in engine] == sorted(id for id, _, _ in CORPUS)  # blank d00 is out
-    assert systems.build_engine(corpus, model=str(tiny_model), candidates=False)._candidates is None
+    assert not is_pooled(systems.build_engine(corpus, model=str(tiny_model), candidates=False))
+
+
+def is_pooled(engine) -> bool:
+    with engine._index.reading() as view:
+        return view.snapshot.pooled is not None
 
 
 def test_unknown_systems_are_answered_with_the_known():

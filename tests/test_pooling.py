@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jacolbert_rag import PoolingConfig, TokenEmbeddings
-from jacolbert_rag.index.pooling import nearest, pool_corpus, pool_documents
+from jacolbert_rag.index.pooling import kmeans, nearest, pool_corpus, pool_documents
 from tests.test_maxsim import ragged
 
 
@@ -43,18 +43,42 @@ def test_corpus_pooling_finds_separated_clusters() -> None:
     rng = np.random.default_rng(0)
     centers = np.eye(16, dtype=np.float32)
     tokens = np.repeat(centers, 50, axis=0) + rng.normal(0, 0.01, (800, 16)).astype(np.float32)
-    pooled = pool_corpus(tokens[rng.permutation(800)], 64, seed=1)
-    assert len(pooled) <= 64
-    assert np.linalg.norm(pooled, axis=1) == pytest.approx(1, abs=1e-5)
-    best = (tokens @ pooled.T).max(axis=1) / np.linalg.norm(tokens, axis=1)
+    cells = pool_corpus(tokens[rng.permutation(800)], 64, seed=1)
+    assert len(cells.vectors) <= 64
+    assert np.linalg.norm(cells.vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    best = (tokens @ cells.vectors.T).max(axis=1) / np.linalg.norm(tokens, axis=1)
     assert best.min() > 0.99
+    assert (cells.offsets[0], cells.offsets[-1]) == (0, len(cells.vectors))
+    assert np.all(np.diff(cells.offsets) >= 1)
+    assert len(cells.offsets) == len(cells.centers) + 1
 
 
 def test_corpus_pooling_is_reproducible_and_never_makes_more_than_tokens() -> None:
     tokens = ragged([5]).flat
     first, second = (pool_corpus(tokens, 100, seed=3) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert len(first) <= 5
+    assert np.array_equal(first.vectors, second.vectors)
+    assert len(first.vectors) <= 5
+    assert len(pool_corpus(tokens[:1], 100, seed=3).vectors) == 1
+
+
+@pytest.mark.parametrize("n_probed", [1, 2, 99])
+def test_cells_are_looked_into_one_by_one(n_probed: int) -> None:
+    cells = pool_corpus(ragged([3_000], dim=8).flat, 100, seed=0)
+    tokens = ragged([500], dim=8, seed=4).flat
+    found = cells.nearest(tokens, n_probed=n_probed)
+    probed = np.argsort(-(tokens @ cells.centers.T), axis=1)[:, :n_probed]
+    cell_of = np.repeat(np.arange(len(cells.centers)), np.diff(cells.offsets))
+    similarity = tokens @ cells.vectors.T
+    for token, (chosen, looked) in enumerate(zip(found, probed, strict=True)):
+        inside = np.flatnonzero(np.isin(cell_of, looked))
+        assert similarity[token, chosen] == pytest.approx(similarity[token, inside].max(), abs=1e-6)
+    assert len(cells.nearest(tokens[:0], n_probed=n_probed)) == 0
+
+
+def test_kmeans() -> None:
+    centers = kmeans(np.repeat(np.eye(4, dtype=np.float32), 30, axis=0), 4, seed=2)
+    assert 1 <= len(centers) <= 4
+    assert np.linalg.norm(centers, axis=1) == pytest.approx(1, abs=1e-5)
 
 
 def test_nearest() -> None:

@@ -410,57 +410,62 @@ def test_model_that_has_moved(filled: JaColBERTRetriever, tiny_model: Path, tmp_
 
 def test_missing_file_of_an_index(filled: JaColBERTRetriever, tmp_path: Path) -> None:
     filled.save(tmp_path / "i")
-    victim = next((tmp_path / "i" / "embeddings").glob("*.offsets.npy"))
+    victim = next((tmp_path / "i" / "files").glob("*.offsets.npy"))
     victim.unlink()
     with pytest.raises(IndexCorruptError, match=victim.name):
         JaColBERTRetriever.load(tmp_path / "i")
 
 
-def test_lost_candidates_are_made_again(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".graph", ".lists.npy"])
+def test_lost_candidates_are_made_again(
+    tiny_model: Path, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
     retriever.add(numbered(60))
     retriever.save(tmp_path / "i")
     expected = retriever.search("琵琶湖", k=3)
-    for path in (tmp_path / "i" / "candidates").iterdir():
+    for path in (tmp_path / "i" / "files").glob(f"*{suffix}"):
         path.unlink()
     loaded = JaColBERTRetriever.load(tmp_path / "i")
+    assert "rebuild()" in caplog.text
     assert loaded.search("琵琶湖", k=3) == expected
-    assert (tmp_path / "i" / "candidates" / "state.json").is_file()
+    assert list((tmp_path / "i" / "files").glob(f"*{suffix}"))
+    assert loaded.verify() == []
 
 
-def test_candidates_that_cannot_be_written_stop_nothing(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
-    retriever.save(tmp_path / "i")
-    monkeypatch.setattr("jacolbert_rag.index.candidates.Candidates.save", _disk_full)
-    retriever.add(numbered(60))
-    assert "No space left" in caplog.text
-    assert len(retriever.search("琵琶湖", k=5)) == 5
-    monkeypatch.undo()
-    assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
+def test_open_is_load(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    filled.save(tmp_path / "i")
+    opened = JaColBERTRetriever.open(tmp_path / "i", query_length="fixed(16)")
+    assert len(opened) == 60
+    assert opened.encoder.checkpoint.config.query_length == "fixed(16)"
 
 
-def _disk_full(*args, **kwargs) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def test_candidates_behind_the_store_catch_up(tiny_model: Path, tmp_path: Path) -> None:
+def test_compact_verify_rebuild(tiny_model: Path, tmp_path: Path) -> None:
     retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
     retriever.add(numbered(60))
     retriever.save(tmp_path / "i")
-    retriever.add([Document("新", "大阪城は天下統一のあとに築かれた。")])  # too little to be written at once
-    loaded = JaColBERTRetriever.load(tmp_path / "i")
-    assert loaded._candidates is not None
-    assert loaded._candidates.n_rows == 61
-    assert loaded.search("大阪城は天下統一のあとに築かれた。", k=1)[0].id == "新"
+    retriever.delete([f"d{i}" for i in range(40)])
+    expected = retriever.search("琵琶湖", k=20)
+    before = sum(path.stat().st_size for path in (tmp_path / "i" / "files").iterdir())
+    retriever.compact()
+    retriever.rebuild()
+    assert sum(path.stat().st_size for path in (tmp_path / "i" / "files").iterdir()) < before / 2
+    assert retriever.verify() == []
+    assert retriever.search("琵琶湖", k=20) == expected
+    victim = next((tmp_path / "i" / "files").glob("*.tokens.npy"))
+    data = bytearray(victim.read_bytes())
+    data[-5] ^= 1
+    victim.write_bytes(data)
+    (damage,) = retriever.verify()
+    assert victim.name in damage.what
 
 
 def test_pooling_is_kept_by_the_index(tiny_model: Path, tmp_path: Path) -> None:
     settings = IndexSettings(pooling=PoolingConfig(factor=2))
     retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
     retriever.add(numbered(10))
-    pooled = sum(len(block.flat) for _, block in retriever._store.blocks())
+    with retriever._index.reading() as view:
+        pooled = view.snapshot.n_tokens
     whole = len(retriever.encoder.documents([d.text for d in numbered(10)]).flat)
     assert pooled < 0.65 * whole
     retriever.save(tmp_path / "i")
@@ -527,7 +532,7 @@ def test_interrupted_add_leaves_what_it_stored_searchable(
 def test_documents_that_are_not_listed_yet_are_found(filled: JaColBERTRetriever) -> None:
     query = "時々、カフェでコーヒーを飲みながら本を読む。"
     document = Document("新", query)
-    filled._store.append([document], filled.encoder.documents([query]))
+    filled._index.append([document], filled.encoder.documents([query]), listed=False)
     assert "新" in ids(filled.search(query, k=61))
     assert len(filled.search(query, k=61)) == 61
 
@@ -536,8 +541,9 @@ def test_corpus_that_only_changes_does_not_grow_its_lists(tiny_model: Path) -> N
     retriever = JaColBERTRetriever.from_pretrained(tiny_model, settings=ALWAYS_CANDIDATES)
     for i in range(8):
         retriever.add([Document(d.id, d.text + str(i), d.metadata) for d in numbered(30)])
-    assert retriever._candidates is not None
-    assert retriever._candidates.counts.n_listed <= 60
+    with retriever._index.reading() as view:
+        assert view.snapshot.pooled is not None
+        assert view.snapshot.n_tokens < 3 * len(retriever.encoder.documents([d.text for d in numbered(30)]).flat)
     assert len(retriever.search("琵琶湖", k=100)) == 30
 
 
@@ -555,13 +561,14 @@ def test_query_rule_and_revision_are_remembered(tiny_model: Path, tmp_path: Path
     assert Path(manifest["model"]).is_absolute()
 
 
-def test_iteration_passes_over_what_is_deleted_meanwhile(filled: JaColBERTRetriever, monkeypatch) -> None:
+def test_iteration_sees_one_state(filled: JaColBERTRetriever, monkeypatch) -> None:
     monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 20)
     seen = []
     for document in filled:
         seen.append(document.id)
         filled.delete(["d50"])
-    assert seen == [f"d{i}" for i in range(60) if i != 50]
+    assert seen == [f"d{i}" for i in range(60)]
+    assert "d50" not in filled
 
 
 def test_long_documents_of_a_large_add_are_counted_once(retriever: JaColBERTRetriever, monkeypatch) -> None:
@@ -585,7 +592,7 @@ def test_settings_of_a_newer_version_are_refused(filled: JaColBERTRetriever, tmp
 def test_temporary_index_goes_with_its_retriever(tiny_model: Path) -> None:
     retriever = JaColBERTRetriever.from_pretrained(tiny_model)
     retriever.add(["琵琶湖"])
-    folder = retriever._store.folder
+    folder = retriever._index.folder
     assert folder.is_dir()
     retriever.close()
     assert not folder.exists()

@@ -20,6 +20,7 @@ from jacolbert_rag.encode.files import (
     CONFIG_FILE,
     DEFAULT_MODEL,
     TOKENIZER_CONFIG_FILE,
+    WEIGHTS_FILE,
     has_weights,
     read_json,
     resolve_folder,
@@ -202,6 +203,23 @@ def load(
         ),
         fingerprint=_fingerprint(model, reader),
     )
+
+
+def former_fingerprint(folder: Path, settings: Mapping[str, Any]) -> str:
+    """The fingerprint that version 0.1.0 gave a checkpoint: indexes that it made remember it.
+
+    Args:
+        folder: of the checkpoint, in HF_ColBERT format.
+        settings: of the encoder, as that version wrote them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    backbone = read_json(folder / CONFIG_FILE)
+    shape = {key: backbone.get(key) for key in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+    digest.update(json.dumps([{**settings, "query_length": None}, shape], sort_keys=True).encode())
+    for path in (folder / VOCAB_FILE, folder / WEIGHTS_FILE):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def resolve(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from jacolbert_rag.config import PoolingConfig
-from jacolbert_rag.datatypes import FloatArray, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray, TokenEmbeddings, offsets_of
 
 N_ITERATIONS = 5  # of k-means: the share of tokens that change their cluster is below 5% by then
+TOKENS_PER_CENTER = 256  # as many as a coarse center is found from
 MAX_CELLS = 8_000_000  # similarities held at once, as float32: 32 MB
 
 
@@ -52,32 +55,89 @@ def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
     return np.concatenate([kept, sums / counts])
 
 
-def pool_corpus(tokens: FloatArray, n_pooled: int, *, seed: int) -> FloatArray:
+@dataclass(frozen=True)
+class Cells:
+    """Vectors pooled across a corpus, in two levels: each lies in the cell of a coarse center.
+
+    Attributes:
+        centers: (n_cells, dim) float32, rows of unit length.
+        vectors: (n_pooled, dim) float32, rows of unit length, those of one cell side by side.
+        offsets: (n_cells + 1,) int64: cell i has `vectors[offsets[i]:offsets[i + 1]]`, at least one.
+    """
+
+    centers: FloatArray
+    vectors: FloatArray
+    offsets: IntArray
+
+    def nearest(self, tokens: TokenArray, *, n_probed: int) -> IntArray:
+        """The most similar vector of each token among those of the cells that are most similar to it.
+
+        That costs sqrt(n_pooled) products a token and level, in place of n_pooled.
+
+        Args:
+            tokens: (n, dim).
+            n_probed: cells that are looked into.
+
+        Returns:
+            (n,) int64 vectors.
+        """
+        import torch
+
+        found = np.zeros(len(tokens), dtype=np.int64)
+        best = np.full(len(tokens), -np.inf, dtype=np.float32)
+        # Copies, because torch warns of arrays that are memory maps.
+        centers, vectors = (torch.from_numpy(np.array(a)) for a in (self.centers, self.vectors))
+        centers = centers.T
+        n_probed = min(n_probed, len(self.centers))
+        step = max(1, MAX_CELLS // max(len(self.centers), self.centers.shape[1]))
+        for start in range(0, len(tokens), step):
+            chunk = torch.from_numpy(np.asarray(tokens[start : start + step], dtype=np.float32))
+            probed = (chunk @ centers).topk(n_probed, dim=1).indices.numpy()
+            # Pairs of token and cell, sorted by cell, so that each cell is one product.
+            order = np.argsort(probed, axis=None, kind="stable")
+            cells, firsts = np.unique(probed.ravel()[order], return_index=True)
+            for cell, first, stop in zip(cells.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
+                members = order[first:stop] // n_probed
+                begin, end = int(self.offsets[cell]), int(self.offsets[cell + 1])
+                products = chunk[torch.from_numpy(members)] @ vectors[begin:end].T
+                similarity, place = (values.numpy() for values in products.max(dim=1))
+                better = similarity > best[start + members]
+                found[start + members[better]] = begin + place[better]
+                best[start + members[better]] = similarity[better]
+        return found
+
+
+def pool_corpus(tokens: FloatArray, n_pooled: int, *, seed: int) -> Cells:
     """Vectors pooled across a corpus: spherical k-means in two levels.
 
     First about sqrt(n_pooled) coarse clusters, then each is divided in proportion to its tokens. That
     costs n * sqrt(n_pooled) products in place of n * n_pooled.
 
     Args:
-        tokens: (n, dim) float32, a sample of the corpus' token embeddings.
-        n_pooled: how many vectors to make, at most about this many.
+        tokens: (n, dim) float32, a sample of the corpus' token embeddings, at least one.
+        n_pooled: how many vectors to make, about.
         seed: of the first centers.
-
-    Returns:
-        (at most n_pooled, dim) float32, rows of unit length.
     """
     rng = np.random.default_rng(seed)
     tokens = _unit(tokens)
     n_pooled = min(n_pooled, len(tokens))
-    n_coarse = max(1, round(np.sqrt(n_pooled)))
-    cells, _ = _kmeans(tokens, n_coarse, rng)
+    n_cells = max(1, round(np.sqrt(n_pooled)))
+    some = rng.permutation(len(tokens))[: TOKENS_PER_CENTER * n_cells]
+    _, centers = _kmeans(tokens[np.sort(some)], n_cells, rng)
+    labels = nearest(tokens, centers)
+    order = np.argsort(labels, kind="stable")
+    filled, firsts = np.unique(labels[order], return_index=True)
     parts = []
-    for cell in range(n_coarse):
-        members = tokens[cells == cell]
-        if len(members):
-            share = max(1, int(n_pooled * len(members) / len(tokens)))
-            parts.append(_kmeans(members, share, rng)[1])
-    return np.concatenate(parts)[:n_pooled]
+    for first, stop in zip(firsts, [*firsts[1:], len(order)], strict=True):
+        members = tokens[order[first:stop]]
+        share = max(1, int(n_pooled * len(members) / len(tokens)))
+        parts.append(_kmeans(members, share, rng)[1])
+    return Cells(centers[filled], np.concatenate(parts), offsets_of([len(part) for part in parts]))
+
+
+def kmeans(tokens: FloatArray, n_clusters: int, *, seed: int) -> FloatArray:
+    """(at most n_clusters, dim) float32 unit centers of a sample of tokens, found in one level."""
+    return _kmeans(_unit(tokens), n_clusters, np.random.default_rng(seed))[1]
 
 
 def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
@@ -93,10 +153,14 @@ def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> tu
 
 def nearest(tokens: FloatArray, centers: FloatArray) -> IntArray:
     """(n,) int64: the row of `centers` with the highest dot product for each of `tokens`."""
+    import torch
+
     step = max(1, MAX_CELLS // len(centers))
+    table = torch.from_numpy(np.ascontiguousarray(centers, dtype=np.float32)).T
     labels = np.empty(len(tokens), dtype=np.int64)
     for start in range(0, len(tokens), step):
-        labels[start : start + step] = (tokens[start : start + step] @ centers.T).argmax(axis=1)
+        chunk = torch.from_numpy(np.ascontiguousarray(tokens[start : start + step], dtype=np.float32))
+        labels[start : start + step] = (chunk @ table).argmax(dim=1).numpy()
     return labels
 
 

@@ -1,0 +1,262 @@
+"""The SQLite file of an index: documents, and which files count. Every function takes an open connection.
+
+SQLite is the one authority: what a transaction of it names is there, whatever else lies in the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacolbert_rag.datatypes import Document, IntArray
+from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index.files import FileRecord
+
+BATCH = 500  # variables of one statement; SQLite's least limit is 999
+LOCK_SECONDS = 60  # a writer waits so long for another process to finish its write
+
+_SCHEMA = """
+CREATE TABLE documents (
+    row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
+    title BLOB NOT NULL, text BLOB NOT NULL, metadata TEXT NOT NULL, checksum BLOB NOT NULL
+);
+CREATE TABLE segments (
+    first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL,
+    coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL
+);
+CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, checksum TEXT NOT NULL);
+CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A run of rows whose token embeddings lie in files of one name.
+
+    Attributes:
+        first_row: of the run.
+        n_rows: rows of it, dead ones included.
+        n_tokens: token embeddings in its files.
+        name: of its files.
+        coding: a dtype of `StoreConfig`.
+        lists: name of its file of posting lists; None where its rows are not listed.
+        n_postings: numbers in that file.
+    """
+
+    first_row: int
+    n_rows: int
+    n_tokens: int
+    name: str
+    coding: str
+    lists: str | None = None
+    n_postings: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The row behind the last."""
+        return self.first_row + self.n_rows
+
+
+def connect(path: Path, *, durable: bool) -> sqlite3.Connection:
+    """A connection whose transactions are begun and ended by hand, for one thread at a time."""
+    sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
+    sql.execute("PRAGMA journal_mode=WAL")
+    sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    return sql
+
+
+def create(sql: sqlite3.Connection) -> None:
+    """Make the tables of an empty index."""
+    sql.executescript(_SCHEMA)
+
+
+def read_state(sql: sqlite3.Connection) -> dict[str, Any]:
+    """All that is neither a document, a segment nor a file: the generation, and what is derived."""
+    return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM state")}
+
+
+def write_state(sql: sqlite3.Connection, **values: Any) -> None:
+    """Set keys of the state; None removes one."""
+    for key, value in values.items():
+        if value is None:
+            sql.execute("DELETE FROM state WHERE key = ?", (key,))
+        else:
+            sql.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, json.dumps(value)))
+
+
+def generation(sql: sqlite3.Connection) -> int:
+    """How many writes were committed."""
+    found = sql.execute("SELECT value FROM state WHERE key = 'generation'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def segments(sql: sqlite3.Connection) -> list[SegmentRow]:
+    """All segments, in order of rows."""
+    columns = "first_row, n_rows, n_tokens, name, coding, lists, n_postings"
+    return [SegmentRow(*row) for row in sql.execute(f"SELECT {columns} FROM segments ORDER BY first_row")]
+
+
+def replace_segments(sql: sqlite3.Connection, old: Iterable[SegmentRow], new: Iterable[SegmentRow]) -> None:
+    """Put segments in the place of others."""
+    sql.executemany("DELETE FROM segments WHERE name = ?", [(segment.name,) for segment in old])
+    sql.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(s) for s in new])
+
+
+def files(sql: sqlite3.Connection) -> dict[str, FileRecord]:
+    """Every file that counts, by its name."""
+    rows = sql.execute("SELECT name, size, checksum FROM files")
+    return {name: FileRecord(name, size, checksum) for name, size, checksum in rows}
+
+
+def replace_files(sql: sqlite3.Connection, old: Iterable[str], new: Iterable[FileRecord]) -> None:
+    """Put files in the place of others."""
+    sql.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in old])
+    sql.executemany("INSERT INTO files VALUES (?, ?, ?)", [astuple(file) for file in new])
+
+
+def live_rows(sql: sqlite3.Connection) -> IntArray:
+    """Rows that have a document, rising."""
+    return np.array([row for (row,) in sql.execute("SELECT row FROM documents ORDER BY row")], dtype=np.int64)
+
+
+def insert(sql: sqlite3.Connection, rows: Sequence[int] | IntArray, documents: Sequence[Document]) -> None:
+    """Store documents in rows that have none."""
+    sql.executemany(
+        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (int(row), *encoded, _checksum(encoded))
+            for row, encoded in zip(rows, map(_encode, documents), strict=True)
+        ],
+    )
+
+
+def delete(sql: sqlite3.Connection, rows: Iterable[int]) -> None:
+    """Delete the documents of these rows."""
+    sql.executemany("DELETE FROM documents WHERE row = ?", [(int(row),) for row in rows])
+
+
+def renumber(sql: sqlite3.Connection, rows: IntArray) -> None:
+    """Give the documents of these rows, all there are and rising, the rows 0, 1, 2 and so on."""
+    # Each moves down to a row that is free by then.
+    sql.executemany(
+        "UPDATE documents SET row = ? WHERE row = ?",
+        [(new, old) for new, old in enumerate(rows.tolist()) if new != old],
+    )
+
+
+def rows_of(sql: sqlite3.Connection, ids: Iterable[str]) -> dict[str, int]:
+    """Row of each id that is stored, in the order given."""
+    wanted = list(dict.fromkeys(ids))
+    found: dict[str, int] = {}
+    for batch in _batches(wanted):
+        marks = ",".join("?" * len(batch))
+        rows = sql.execute(
+            f"SELECT id, row FROM documents WHERE id IN ({marks})", [_blob(key) for key in batch]
+        )
+        found.update((_text(key), row) for key, row in rows)
+    return {key: found[key] for key in wanted if key in found}
+
+
+def ids_with_prefix(sql: sqlite3.Connection, prefix: str) -> list[str]:
+    """Ids that begin with a prefix, in the order of their UTF-8; all of them where it is empty."""
+    first = _blob(prefix)
+    # UTF-8 has no byte 0xff, so the last byte can be raised: what begins with the prefix lies below.
+    beyond = first[:-1] + bytes([first[-1] + 1]) if first else b"\xff"
+    query = "SELECT id FROM documents WHERE id >= ? AND id < ? ORDER BY id"
+    return [_text(key) for (key,) in sql.execute(query, [first, beyond])]
+
+
+def read(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> list[Document]:
+    """The documents of these rows, in the order given; rows that have died are passed over."""
+    found: dict[int, Document] = {}
+    for batch in _batches([int(row) for row in rows]):
+        marks = ",".join("?" * len(batch))
+        query = f"SELECT row, id, title, text, metadata FROM documents WHERE row IN ({marks})"
+        for row, *values in sql.execute(query, batch):
+            found[row] = decode(*values)
+    return [found[int(row)] for row in rows if int(row) in found]
+
+
+def damage(sql: sqlite3.Connection) -> list[str]:
+    """What is wrong with the database itself, in words."""
+    try:
+        problems = [line for (line,) in sql.execute("PRAGMA integrity_check") if line != "ok"]
+        for id, *rest in sql.execute("SELECT id, title, text, metadata, checksum FROM documents"):
+            if _checksum((id, *rest[:3])) != rest[3]:
+                problems.append(f"the document {_text(id)!r} is not what was stored")
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        problems = [str(error)]
+    return problems
+
+
+def check_documents(documents: Sequence[Document]) -> None:
+    """Refuse documents that could not be stored and given back as they are.
+
+    Raises:
+        InvalidInputError: an id is empty, not a string or there twice, or metadata is not JSON.
+    """
+    seen: set[str] = set()
+    for i, document in enumerate(documents):
+        if not isinstance(document.id, str) or not document.id:
+            raise InvalidInputError(f"document {i} has the id {document.id!r}; expected a non-empty str.")
+        for name, kind in (("text", str), ("title", str), ("metadata", Mapping)):
+            if not isinstance(value := getattr(document, name), kind):
+                raise InvalidInputError(
+                    f"The {name} of document {document.id!r} is a {type(value).__name__}; expected a "
+                    f"{kind.__name__}."
+                )
+        if document.id in seen:
+            raise InvalidInputError(
+                f"The id {document.id!r} is there twice in one call, so which document to keep is not "
+                "known. Give each document an id of its own, or add them in two calls: the later one wins."
+            )
+        seen.add(document.id)
+        _encode(document)
+
+
+def as_stored(document: Document) -> Document:
+    """The document as it will come back: JSON has no tuples, and only strings as keys."""
+    return decode(*_encode(document))
+
+
+def _encode(document: Document) -> tuple[bytes, bytes, bytes, str]:
+    try:
+        metadata = json.dumps(dict(document.metadata))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The metadata of document {document.id!r} is not JSON ({error}). Turn dates and other objects "
+            "into strings or numbers first."
+        ) from error
+    return _blob(document.id), _blob(document.title), _blob(document.text), metadata
+
+
+def decode(key: bytes, title: bytes, text: bytes, metadata: str) -> Document:
+    """The document of a row's id, title, text and metadata."""
+    return Document(id=_text(key), text=_text(text), metadata=json.loads(metadata), title=_text(title))
+
+
+def _checksum(encoded: tuple[bytes, bytes, bytes, str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (*encoded[:3], encoded[3].encode()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def _blob(text: str) -> bytes:
+    """UTF-8 that also carries lone surrogates, so that every str comes back as it was."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogatepass")
+
+
+def _batches(items: list[Any]) -> Iterator[list[Any]]:
+    return (items[i : i + BATCH] for i in range(0, len(items), BATCH))

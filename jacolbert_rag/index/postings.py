@@ -1,0 +1,108 @@
+"""Which documents have a token near each pooled vector: posting lists of a run of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jacolbert_rag.datatypes import FloatArray, IntArray, Uint32Array, offsets_of
+
+# Above so many cells, query tokens take turns over one row of gains rather than having a row each.
+MAX_GAINS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Compressed sparse rows over the pooled vectors that list anything.
+
+    Attributes:
+        pooled: (n_lists,) uint32 pooled vectors, rising.
+        offsets: (n_lists + 1,) uint32: list i is `rows[offsets[i]:offsets[i + 1]]`.
+        rows: (n_entries,) uint32 rows of the run, counted from its first; rising within a list.
+    """
+
+    pooled: Uint32Array
+    offsets: Uint32Array
+    rows: Uint32Array
+
+    @classmethod
+    def of(cls, pooled: IntArray, rows: IntArray) -> Postings:
+        """Lists of the distinct (pooled vector, row) pairs.
+
+        Args:
+            pooled: (n,) of each token.
+            rows: (n,) of its document, below 2**32.
+        """
+        keys = np.unique((pooled.astype(np.uint64) << np.uint64(32)) | rows.astype(np.uint64))
+        listed = (keys >> np.uint64(32)).astype(np.uint32)
+        found, starts = np.unique(listed, return_index=True)
+        offsets = np.append(starts, len(keys)).astype(np.uint32)
+        return cls(found, offsets, (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+
+    @classmethod
+    def unpack(cls, packed: Uint32Array) -> Postings:
+        """What `packed` put into one array; views of it.
+
+        Raises:
+            ValueError: the array is not what `packed` makes.
+        """
+        n = int(packed[0]) if len(packed) else -1
+        if n < 0 or len(packed) < 2 * n + 2 or int(packed[2 * n + 1]) != len(packed) - 2 * n - 2:
+            raise ValueError("not an array of posting lists")
+        return cls(packed[1 : n + 1], packed[n + 1 : 2 * n + 2], packed[2 * n + 2 :])
+
+    def packed(self) -> Uint32Array:
+        """(1 + n_lists + n_lists + 1 + n_entries,) uint32: n_lists, then the three arrays."""
+        head = np.array([len(self.pooled)], dtype=np.uint32)
+        return np.concatenate([head, self.pooled, self.offsets, self.rows])
+
+    def pairs(self) -> tuple[IntArray, IntArray]:
+        """(n_entries,) pooled vector and (n_entries,) row of every entry."""
+        return np.repeat(self.pooled.astype(np.int64), np.diff(self.offsets)), self.rows.astype(np.int64)
+
+    def gains(self, pooled: IntArray, gains: FloatArray, n_rows: int) -> FloatArray:
+        """What a query gains from each row, summed over its tokens.
+
+        Args:
+            pooled: (q_tokens, k) pooled vectors near each query token, from the least similar to the most.
+            gains: (q_tokens, k) float32, not negative.
+            n_rows: of the run.
+
+        Returns:
+            (n_rows,) float32: sum over query tokens of the best gain among the pooled vectors that list the
+            row; zero where none does.
+        """
+        places = np.minimum(np.searchsorted(self.pooled, pooled), max(0, len(self.pooled) - 1))
+        if not len(self.pooled):
+            return np.zeros(n_rows, dtype=np.float32)
+        starts = self.offsets[places].astype(np.int64)
+        lengths = self.offsets[places + 1].astype(np.int64) - starts
+        lengths[self.pooled[places] != pooled] = 0
+        if pooled.shape[0] * n_rows <= MAX_GAINS:
+            return self._gains_at_once(starts, lengths, gains, n_rows)
+        total = np.zeros(n_rows, dtype=np.float32)
+        best = np.zeros(n_rows, dtype=np.float32)
+        for token in range(len(pooled)):
+            # Lists are joined from the least similar to the most, so that of a row's entries the best is
+            # written last.
+            best[self._joined(starts[token], lengths[token])] = np.repeat(gains[token], lengths[token])
+            total += best
+            best.fill(0)
+        return total
+
+    def _gains_at_once(
+        self, starts: IntArray, lengths: IntArray, gains: FloatArray, n_rows: int
+    ) -> FloatArray:
+        best = np.zeros(len(starts) * n_rows, dtype=np.float32)
+        tokens = np.repeat(np.arange(len(starts), dtype=np.int64) * n_rows, lengths.sum(axis=1))
+        cells = tokens + self._joined(starts.ravel(), lengths.ravel())
+        best[cells] = np.repeat(gains.ravel(), lengths.ravel())
+        total: FloatArray = best.reshape(len(starts), n_rows).sum(axis=0)
+        return total
+
+    def _joined(self, starts: IntArray, lengths: IntArray) -> Uint32Array:
+        """The rows of lists at these places, joined."""
+        joined = offsets_of(lengths)
+        index = np.repeat(starts - joined[:-1], lengths) + np.arange(joined[-1])
+        return self.rows[index]

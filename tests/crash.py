@@ -1,0 +1,169 @@
+"""Kills a process that writes an index at random moments, and looks at what it left.
+
+    python -m tests.crash --kills 300
+
+After each kill the index must open without help and hold every write that was acknowledged, and of the one under
+way all or nothing; every byte must be what was written, and a copy that was being saved must be whole or not there.
+The next writer goes on with the same index.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jacolbert_rag.errors import IndexNotFoundError
+from jacolbert_rag.index.index import Index
+from tests import model_index
+from tests.model_index import Contents
+
+ROOT = Path(__file__).parents[1]
+LONGEST_S = 1.0  # from the writer's first acknowledgement to its kill
+N_ROUNDS = 40  # before the index is begun anew, so that small ones are met too
+
+
+@dataclass
+class Tally:
+    """What the kills met."""
+
+    kills: int = 0
+    acknowledged: int = 0
+    under_way: int = 0  # writes whose kill came before their acknowledgement and which are there all the same
+    left_over: int = 0  # files that a kill had left behind
+
+
+def write(folder: Path, copy: Path, seed: int) -> None:
+    """Do random operations until killed, and acknowledge each on standard output."""
+    index = Index.open(folder)
+    print("ready", flush=True)
+    for operation in model_index.operations(seed):
+        model_index.apply(index, operation, copy)
+        print("done", flush=True)
+
+
+def kill_one(folder: Path, copy: Path, before: Contents, seed: int, tally: Tally) -> Contents:
+    """Start a writer, kill it, and check what is there.
+
+    Raises:
+        AssertionError: something is lost, half there, or damaged.
+    """
+    command = [sys.executable, "-m", "tests.crash", "--worker", str(seed), "--folder", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", "the index does not open"
+        time.sleep(random.Random(seed).uniform(0, LONGEST_S))
+        process.kill()
+        n_acknowledged = len(process.stdout.readlines())
+    operations = list(itertools.islice(model_index.operations(seed), n_acknowledged + 1))
+    acknowledged = before
+    for operation in operations[:-1]:
+        acknowledged = model_index.applied(acknowledged, operation)
+    under_way = model_index.applied(acknowledged, operations[-1])
+    holds = check(folder)
+    assert holds in (acknowledged, under_way), differences(holds, acknowledged)
+    check_copy(copy, [before, *states(before, operations)])
+    tally.kills += 1
+    tally.acknowledged += n_acknowledged
+    tally.under_way += holds != acknowledged
+    return holds
+
+
+def check(folder: Path) -> Contents:
+    """What an index holds, once all of it was looked at and searched."""
+    index = Index.open(folder)
+    try:
+        assert index.verify() == []
+        holds = model_index.contents(index)
+        with index.reading() as view:
+            query, k = model_index.query(len(holds)), min(10, len(holds))
+            if k:
+                batch = model_index.embeddings([("問い", 1)])
+                rows, scores = view.snapshot.search_exact(batch, k)[0]
+                found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
+                model_index.check_search(found, holds, batch[0], k, exact=True)
+            if k and view.snapshot.pooled is not None:
+                rows, scores = view.snapshot.search_candidates(query, k, index.settings.candidates)
+                found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
+                model_index.check_search(found, holds, query, k, exact=False)
+        return holds
+    finally:
+        index.close()
+
+
+def check_copy(copy: Path, allowed: list[Contents]) -> None:
+    """A saved copy is whole, and is what the index once was; or there is none yet."""
+    try:
+        index = Index.open(copy)
+    except IndexNotFoundError:
+        return
+    assert index.verify() == []
+    holds = model_index.contents(index)
+    index.close()
+    remembered = copy.with_suffix(".json")
+    older = [json.loads(remembered.read_text(encoding="utf-8"))] if remembered.exists() else []
+    assert holds in [*allowed, *older]
+    remembered.write_text(json.dumps(holds, ensure_ascii=False), encoding="utf-8")
+
+
+def states(contents: Contents, operations: list[model_index.Operation]) -> list[Contents]:
+    """What an index held after each of these operations."""
+    found = []
+    for operation in operations:
+        contents = model_index.applied(contents, operation)
+        found.append(contents)
+    return found
+
+
+def differences(found: Contents, expected: Contents) -> str:
+    """Where two contents differ, in words."""
+    lost = sorted(expected.keys() - found.keys())
+    more = sorted(found.keys() - expected.keys())
+    other = sorted(id for id in found.keys() & expected.keys() if found[id] != expected[id])
+    return f"lost {lost}, not expected {more}, of another version {other}"
+
+
+def run(kills: int, seed: int, folder: Path) -> Tally:
+    """Kill so many writers."""
+    tally = Tally()
+    index_folder, copy = folder / "index", folder / "copy"
+    holds: Contents = {}
+    for i in range(kills):
+        if i % N_ROUNDS == 0:
+            for path in (index_folder, copy):
+                shutil.rmtree(path, ignore_errors=True)
+            copy.with_suffix(".json").unlink(missing_ok=True)
+            model_index.create(index_folder).close()
+            holds = {}
+        holds = kill_one(index_folder, copy, holds, seed + i, tally)
+    return tally
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1)] = 300,
+    seed: int = 0,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the index lies; a temporary one.")] = None,
+) -> None:
+    """Kill writers, and check what they left."""
+    if worker is not None:
+        assert folder is not None
+        write(folder, folder.with_name("copy"), worker)
+        return
+    with tempfile.TemporaryDirectory(prefix="jacolbert-crash-", dir=folder) as name:
+        tally = run(kills, seed, Path(name))
+    typer.echo(json.dumps(asdict(tally)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,167 @@
+"""A dictionary that an index must agree with, and the operations that change both. For crash, soak and random tests.
+
+Embeddings are made from a document's id and version, so that whoever knows those knows the document.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacolbert_rag import (
+    CandidateConfig,
+    Document,
+    IndexSettings,
+    PoolingConfig,
+    SearchConfig,
+    StoreConfig,
+    TokenEmbeddings,
+)
+from jacolbert_rag.datatypes import FloatArray, offsets_of
+from jacolbert_rag.index.index import Index
+
+DIM = 16
+N_IDS = 120
+Contents = dict[str, int]  # id -> version
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to an index: "add", "delete", "compact", "candidates" or "save"."""
+
+    kind: str
+    documents: tuple[tuple[str, int], ...] = ()  # ids and versions
+    ids: tuple[str, ...] = ()
+
+
+def settings(dtype: str = "float32") -> IndexSettings:
+    """Candidates and codebooks from the first few documents on."""
+    return IndexSettings(
+        pooling=PoolingConfig(),
+        store=StoreConfig(dtype=dtype, n_centroids=16, codebook_tokens=200),
+        candidates=CandidateConfig(
+            tokens_per_pooled=4, samples_per_pooled=4, n_nearest=8, ef_search=32, n_candidates=20
+        ),
+        search=SearchConfig(exact_below=15),
+    )
+
+
+def create(folder: Path, dtype: str = "float32", *, durable: bool = True) -> Index:
+    """An empty index of these settings."""
+    made: dict[str, Any] = dict.fromkeys(("model", "fingerprint", "encoder"))
+    return Index.create(folder, {**made, "dim": DIM, **settings(dtype).to_json()}, durable=durable)
+
+
+@lru_cache(maxsize=100_000)
+def tokens(id: str, version: int) -> FloatArray:
+    """(3 to 12, DIM) float32 rows of unit length."""
+    rng = np.random.default_rng(zlib.crc32(f"{id}/{version}".encode()))
+    topics = np.random.default_rng(5).standard_normal((40, DIM))
+    n = int(rng.integers(3, 13))
+    flat = topics[rng.integers(0, len(topics), n)] + 0.4 * rng.standard_normal((n, DIM))
+    return (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float32)
+
+
+def document(id: str, version: int) -> Document:
+    """The document of this id and version."""
+    return Document(id, f"{id}の第{version}版", {"版": version}, title=f"題{id}")
+
+
+def embeddings(documents: Sequence[tuple[str, int]]) -> TokenEmbeddings:
+    """Token embeddings of documents."""
+    parts = [tokens(*each) for each in documents]
+    return TokenEmbeddings(
+        np.concatenate([np.empty((0, DIM), np.float32), *parts]), offsets_of([len(part) for part in parts])
+    )
+
+
+def operations(seed: int, *, heavy: bool = True) -> Iterator[Operation]:
+    """Random operations without end; ids come from a small set, so that many are met again.
+
+    Args:
+        seed: of all of them.
+        heavy: whether compacting, pooling anew and saving are among them.
+    """
+    rng = random.Random(seed)
+    kinds = ["add"] * 10 + ["delete"] * 4 + (["compact", "candidates", "save"] if heavy else [])
+    while True:
+        kind = rng.choice(kinds)
+        ids = rng.sample(range(N_IDS), rng.randint(1, 8))
+        names = tuple(f"文書{i}" for i in ids)
+        if kind == "add":
+            yield Operation(kind, tuple((name, rng.randrange(10**6)) for name in names))
+        else:
+            yield Operation(kind, ids=names if kind == "delete" else ())
+
+
+def applied(contents: Contents, operation: Operation) -> Contents:
+    """What an index holds after an operation."""
+    changed = {**contents, **dict(operation.documents)}
+    return {id: version for id, version in changed.items() if id not in operation.ids}
+
+
+def apply(index: Index, operation: Operation, copy: Path | None = None) -> None:
+    """Do an operation."""
+    if operation.kind == "add":
+        index.append([document(*each) for each in operation.documents], embeddings(operation.documents))
+        index.update_candidates()
+    elif operation.kind == "delete":
+        index.delete(operation.ids)
+    elif operation.kind == "compact":
+        index.compact()
+    elif operation.kind == "candidates":
+        index.update_candidates(anew=True)
+    elif copy is not None:
+        index.copy_to(copy)
+
+
+def contents(index: Index) -> Contents:
+    """Ids and versions of what an index holds.
+
+    Raises:
+        AssertionError: a document is not what was stored.
+    """
+    with index.reading() as view:
+        found = view.documents(np.flatnonzero(view.snapshot.live))
+        assert len(found) == view.snapshot.n_live
+    versions = {each.id: each.metadata["版"] for each in found}
+    assert found == [document(id, version) for id, version in versions.items()]
+    return versions
+
+
+def ranking(holds: Mapping[str, int], query: FloatArray) -> list[tuple[str, float]]:
+    """All documents and their MaxSim, best first, by nothing of the library's."""
+    scores = {id: float((query @ tokens(id, version).T).max(axis=1).sum()) for id, version in holds.items()}
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def query(seed: int) -> FloatArray:
+    """A query that is much like a document."""
+    return tokens(f"問い{seed}", seed)
+
+
+def check_search(
+    found: Sequence[tuple[str, float]], holds: Mapping[str, int], asked: FloatArray, k: int, *, exact: bool
+) -> None:
+    """Whether hits are right for what an index held; stored as float32.
+
+    Raises:
+        AssertionError: they are not.
+    """
+    expected = ranking(holds, asked)
+    scores = dict(expected)
+    assert len(found) == min(k, len(holds)), (len(found), len(holds))
+    assert len({id for id, _ in found}) == len(found)
+    for id, score in found:
+        assert abs(scores[id] - score) < 1e-4, (id, score, scores[id])
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    if exact:
+        best = [score for _, score in expected[: len(found)]]
+        assert np.allclose([score for _, score in found], best, atol=1e-4)

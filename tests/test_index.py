@@ -1,0 +1,501 @@
+"""jacolbert_rag.index.index: durable, consistent, checked, and mended where it can be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jacolbert_rag import (
+    Document,
+    IndexCorruptError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    InvalidInputError,
+    TokenEmbeddings,
+)
+from jacolbert_rag.errors import IndexWriteError
+from jacolbert_rag.index import database, files
+from jacolbert_rag.index import index as module
+from jacolbert_rag.index.index import Index
+from tests import model_index
+from tests.model_index import Contents, create
+
+
+def filled(folder: Path, n: int = 60, dtype: str = "float32") -> tuple[Index, Contents]:
+    """An index of n documents that were added ten at a time."""
+    index = create(folder, dtype)
+    holds = {f"文書{i}": 1 for i in range(n)}
+    given = list(holds.items())
+    for start in range(0, n, 10):
+        part = given[start : start + 10]
+        index.append([model_index.document(*each) for each in part], model_index.embeddings(part))
+    index.update_candidates()
+    return index, holds
+
+
+def search(index: Index, query: np.ndarray, k: int, *, exact: bool = True) -> list[tuple[str, float]]:
+    """Ids and scores."""
+    with index.reading() as view:
+        snapshot = view.snapshot
+        if exact:
+            whole = TokenEmbeddings(query, np.array([0, len(query)], dtype=np.int64))
+            rows, scores = snapshot.search_exact(whole, k)[0]
+        else:
+            rows, scores = snapshot.search_candidates(query, k, index.settings.candidates)
+        return [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
+
+
+def sound(index: Index, holds: Contents) -> None:
+    """Whether an index holds this, is what was written, and is searched rightly."""
+    assert index.verify() == []
+    assert model_index.contents(index) == holds
+    k = min(10, len(holds))
+    for seed in range(3 if k else 0):
+        query = model_index.query(seed)
+        model_index.check_search(search(index, query, k), holds, query, k, exact=True)
+        with index.reading() as view:
+            is_pooled = view.snapshot.pooled is not None
+        if is_pooled:
+            model_index.check_search(search(index, query, k, exact=False), holds, query, k, exact=False)
+
+
+def n_segments(index: Index) -> int:
+    with index.reading() as view:
+        return len(view.snapshot.segments)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_was_added_comes_back(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    sound(index, holds)
+    index.close()
+    sound(Index.open(tmp_path / "i"), holds)
+
+
+def test_empty_index(tmp_path: Path) -> None:
+    index = create(tmp_path / "i")
+    index.append([], model_index.embeddings([]))
+    index.update_candidates()
+    index.compact()
+    sound(index, {})
+    assert index.delete(["文書1"]) == []
+
+
+def test_small_adds_leave_few_segments_and_files(tmp_path: Path) -> None:
+    index = create(tmp_path / "i")
+    holds = {}
+    for i in range(120):
+        index.append([model_index.document(f"文書{i}", 1)], model_index.embeddings([(f"文書{i}", 1)]))
+        index.update_candidates()
+        holds[f"文書{i}"] = 1
+    assert n_segments(index) <= 8
+    assert len(list((tmp_path / "i" / "files").iterdir())) <= 3 * 8 + 3
+    sound(index, holds)
+
+
+def test_same_id_replaces_and_unknown_ids_are_passed_over(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    new = [("文書3", 2), ("文書90", 1)]
+    index.append([model_index.document(*each) for each in new], model_index.embeddings(new))
+    assert index.delete(["文書5", "ない", "文書7"]) == ["文書5", "文書7"]
+    expected = {**holds, **dict(new)}
+    del expected["文書5"], expected["文書7"]
+    sound(index, expected)
+    index.close()
+    sound(Index.open(tmp_path / "i"), expected)
+
+
+@pytest.mark.parametrize("value", ["\ud800", "が\u0000", "", "😀", "\x85\u2028", "'; DROP TABLE documents; --"])
+def test_any_text_comes_back(tmp_path: Path, value: str) -> None:
+    index = create(tmp_path / "i")
+    document = Document(f"x{value}", value, {value: [value, None, 1.5, True]}, title=value)
+    index.append([document], model_index.embeddings([("x", 1)]))
+    with index.reading() as view:
+        assert view.documents([0]) == [document]
+        assert view.rows_of([document.id]) == {document.id: 0}
+    assert index.verify() == []
+
+
+def test_ids_with_a_prefix(tmp_path: Path) -> None:
+    index = create(tmp_path / "i")
+    ids = ["手引", "手引#1", "手引#", "手引#\U0010ffff", "手引$", "手", "手引\ud800", "#", "a", "\ud8001"]
+    index.append([Document(id, "本文") for id in ids], model_index.embeddings([(i, 1) for i in "abcdefghij"]))
+    with index.reading() as view:
+        assert view.ids_with_prefix("手引#") == ["手引#", "手引#1", "手引#\U0010ffff"]
+        assert set(view.ids_with_prefix("手引")) == {id for id in ids if id.startswith("手引")}
+        assert view.ids_with_prefix("\ud800") == ["\ud8001"]
+        assert view.ids_with_prefix("なし") == []
+        assert len(view.ids_with_prefix("")) == len(ids)
+        plan = view.sql.execute(
+            "EXPLAIN QUERY PLAN SELECT id FROM documents WHERE id >= ? AND id < ? ORDER BY id", [b"a", b"b"]
+        ).fetchall()
+    assert "SEARCH documents USING COVERING INDEX" in plan[0][-1]
+
+
+# Codings.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "residual4", "residual2"])
+def test_every_coding_holds_and_finds(tmp_path: Path, dtype: str) -> None:
+    index, holds = filled(tmp_path / "i", dtype=dtype)
+    assert index.verify() == []
+    assert model_index.contents(index) == holds
+    tolerance = {"float16": 0.01, "int8": 0.05, "residual4": 0.3, "residual2": 1.5}[dtype]
+    for seed in range(5):
+        query = model_index.query(seed)
+        exact = dict(model_index.ranking(holds, query))
+        for id, score in search(index, query, 10):
+            assert score == pytest.approx(exact[id], abs=tolerance)
+        # Either way, a score is the exact one of what is stored.
+        stored = dict(search(index, query, len(holds)))
+        for id, score in search(index, query, 10, exact=False):
+            assert score == pytest.approx(stored[id], abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["residual4", "residual2"])
+def test_first_tokens_are_floats_until_there_is_a_codebook(tmp_path: Path, dtype: str) -> None:
+    index = create(tmp_path / "i", dtype)
+    codings, holds = [], {}
+    for i in range(60):
+        index.append([model_index.document(f"文書{i}", 1)], model_index.embeddings([(f"文書{i}", 1)]))
+        holds[f"文書{i}"] = 1
+        with index.reading() as view:
+            codings.append({segment.row.coding for segment in view.snapshot.segments})
+    assert codings[0] == {"float16"}
+    assert codings[-1] == {dtype}
+    assert all(len(each) == 1 for each in codings)
+    assert model_index.contents(index) == holds
+    index.close()
+    again = Index.open(tmp_path / "i")
+    assert again.verify() == []
+    assert model_index.contents(again) == holds
+
+
+# Snapshots.
+
+
+def test_a_reader_sees_one_state_while_another_writes(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    query = model_index.query(1)
+    with index.reading() as view:
+        rows = np.flatnonzero(view.snapshot.live)
+        other = Index.open(tmp_path / "i")  # as another process would
+        other.delete([f"文書{i}" for i in range(0, 60, 2)])
+        other.compact()
+        other.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
+        other.update_candidates(anew=True)
+        assert {each.id for each in view.documents(rows)} == set(holds)
+        whole = TokenEmbeddings(query, np.array([0, len(query)]))
+        best, scores = view.snapshot.search_exact(whole, 10)[0]
+        found = [(each.id, float(s)) for each, s in zip(view.documents(best), scores, strict=True)]
+        model_index.check_search(found, holds, query, 10, exact=True)
+    expected = {f"文書{i}": 1 for i in range(1, 60, 2)} | {"新": 1}
+    sound(index, expected)
+    sound(other, expected)
+
+
+def test_writers_of_two_handles_take_turns(tmp_path: Path) -> None:
+    create(tmp_path / "i").close()
+    handles = [Index.open(tmp_path / "i") for _ in range(2)]
+
+    def fill(number: int) -> None:
+        for i in range(25):
+            name = f"{number}の{i}"
+            handles[number].append([model_index.document(name, 1)], model_index.embeddings([(name, 1)]))
+            handles[number].update_candidates()
+
+    threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    holds = {f"{number}の{i}": 1 for number in range(2) for i in range(25)}
+    for handle in handles:
+        sound(handle, holds)
+
+
+def test_closed_index_says_so(tmp_path: Path) -> None:
+    index, _ = filled(tmp_path / "i", 5)
+    index.close()
+    with pytest.raises(InvalidInputError, match="was closed"), index.reading():
+        pass
+    with pytest.raises(InvalidInputError, match="was closed"):
+        index.delete(["文書1"])
+
+
+# Room.
+
+
+def test_compacting_gives_room_back(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 100)
+    before = size(tmp_path / "i")
+    index.delete([f"文書{i}" for i in range(90)])
+    index.compact()
+    expected = {id: version for id, version in holds.items() if int(id[2:]) >= 90}
+    sound(index, expected)
+    assert size(tmp_path / "i") < before / 2
+    with index.reading() as view:
+        assert (view.snapshot.n_rows, n_segments(index)) == (10, 1)
+    index.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
+    sound(index, expected | {"新": 1})
+    index.delete(list(expected) + ["新"])
+    index.compact()
+    sound(index, {})
+    assert list((tmp_path / "i" / "files").glob("*.tokens.npy")) == []
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    index.close()
+    for name in ("0123.tokens.npy", ".4567.lists.npy", "89.graph"):
+        (tmp_path / "i" / "files" / name).write_bytes(b"half")
+    index = Index.open(tmp_path / "i")
+    assert len(list((tmp_path / "i" / "files").glob("*"))) > 3
+    index.delete(["文書0"])
+    del holds["文書0"]
+    sound(index, holds)
+    with index.reading() as view:
+        named = {Path(name).name for name in database.files(view.sql)}
+    assert {path.name for path in (tmp_path / "i" / "files").iterdir()} == named
+
+
+# Damage.
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """One file of each kind."""
+    kinds = {}
+    for path in sorted((folder / "files").iterdir(), key=lambda path: -path.stat().st_size):
+        kinds.setdefault(path.name.split(".", 1)[1], path)
+    return kinds
+
+
+CORE = ["tokens.npy", "offsets.npy", "codebook.npy"]
+DERIVED = ["lists.npy", "graph", "centers.npy", "cells.npy"]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[tuple[Path, Contents]]:
+    index, holds = filled(tmp_path / "i", dtype="residual4")
+    index.close()
+    yield tmp_path / "i", holds
+
+
+@pytest.mark.parametrize("kind", CORE)
+@pytest.mark.parametrize("harm", ["truncated", "missing", "grown"])
+def test_damage_that_opening_sees(made: tuple[Path, Contents], kind: str, harm: str) -> None:
+    path = files_of(made[0])[kind]
+    if harm == "missing":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:-7] if harm == "truncated" else data + b"1234567")
+    with pytest.raises(IndexCorruptError, match=path.name.replace(".", r"\.")) as caught:
+        Index.open(made[0])
+    assert "Restore the index folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CORE + DERIVED)
+@pytest.mark.parametrize("harm", ["flipped", "swapped"])
+def test_damage_that_verifying_sees(tmp_path: Path, kind: str, harm: str) -> None:
+    index, _ = filled(tmp_path / "i", dtype="residual4")
+    other, _ = filled(tmp_path / "other", dtype="residual4")
+    path = files_of(tmp_path / "i")[kind]
+    data = bytearray(path.read_bytes())
+    if harm == "flipped":
+        data[-1 - len(data) // 3] ^= 4
+    else:
+        theirs = files_of(tmp_path / "other")[kind].read_bytes()
+        data = bytearray(theirs if theirs != bytes(data) else data[::-1])
+    path.write_bytes(data)
+    (damage,) = [found for found in index.verify() if path.name in found.what]
+    assert damage.is_derived == (kind in DERIVED)
+    assert "expected" in damage.what
+
+
+def test_flipped_bits_of_documents_are_found(made: tuple[Path, Contents]) -> None:
+    path = made[0] / "index.sqlite"
+    sql = sqlite3.connect(path)
+    sql.execute("UPDATE documents SET text = ? WHERE id = ?", ["別の".encode(), "文書7".encode()])
+    sql.commit()
+    sql.close()
+    (damage,) = Index.open(made[0]).verify()
+    assert not damage.is_derived
+    assert "文書7" in damage.what
+    data = bytearray(path.read_bytes())
+    data[5000:5200] = bytes(200)
+    path.write_bytes(data)
+    try:
+        problems = [found.what for found in Index.open(made[0]).verify()]
+    except IndexCorruptError as error:
+        problems = [str(error)]
+    assert any("index.sqlite" in what for what in problems)
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+@pytest.mark.parametrize("harm", ["truncated", "missing", "garbage"])
+def test_what_is_derived_is_made_again(
+    made: tuple[Path, Contents], kind: str, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, holds = made
+    path = files_of(folder)[kind]
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9] if harm == "truncated" else bytes(path.stat().st_size))
+    with caplog.at_level(logging.WARNING):
+        index = Index.open(folder)
+    assert "is damaged" in caplog.text
+    assert "rebuild()" in caplog.text
+    assert model_index.contents(index) == holds
+    stored = dict(search(index, model_index.query(1), len(holds)))
+    index.update_candidates()
+    assert index.verify() == []
+    for id, score in search(index, model_index.query(1), 10, exact=False):
+        assert score == pytest.approx(stored[id], abs=1e-4)
+    index.close()
+    caplog.clear()
+    Index.open(folder)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.sqlite"])
+@pytest.mark.parametrize("harm", ["truncated", "missing", "garbage"])
+def test_manifest_and_database_are_named(made: tuple[Path, Contents], name: str, harm: str) -> None:
+    path = made[0] / name
+    for log in made[0].glob("index.sqlite-*"):
+        log.unlink()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:99] if harm == "truncated" else bytes(path.stat().st_size))
+    with pytest.raises(IndexCorruptError, match=name.replace(".", r"\.")):
+        Index.open(made[0])
+
+
+def test_no_index_and_a_newer_one(made: tuple[Path, Contents], tmp_path: Path) -> None:
+    with pytest.raises(IndexNotFoundError, match="There is no index"):
+        Index.open(tmp_path / "nowhere")
+    path = made[0] / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(IndexMismatchError, match="index format 99; this version .* reads up to 2"):
+        Index.open(made[0])
+
+
+# Disks that are full, folders that may not be written.
+
+
+@pytest.mark.parametrize("after", range(12))
+def test_full_disk_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    index, holds = filled(tmp_path / "i")
+    written = 0
+    opened = files.write_array
+
+    def limited(*args: object, **kwargs: object) -> object:
+        nonlocal written
+        written += 1
+        if written > after:
+            raise OSError(28, "No space left on device")
+        return opened(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "write_array", limited)
+    new = [(f"新{i}", 1) for i in range(30)]
+    try:
+        index.append([model_index.document(*each) for each in new], model_index.embeddings(new))
+        holds |= dict(new)
+        index.compact()
+        index.update_candidates(anew=True)
+        assert after >= 6
+    except IndexWriteError as error:
+        assert "No space left" in str(error)
+        assert "Free space" in str(error)
+    monkeypatch.undo()
+    sound(index, holds)
+    with index.reading() as view:
+        named = {Path(name).name for name in database.files(view.sql)}
+    assert {path.name for path in (tmp_path / "i" / "files").iterdir()} == named
+    index.append([model_index.document("後", 1)], model_index.embeddings([("後", 1)]))
+    sound(index, holds | {"後": 1})
+    index.close()
+    sound(Index.open(tmp_path / "i"), holds | {"後": 1})
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    folder = tmp_path / "i" / "files"
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        with pytest.raises(IndexWriteError, match="mend the permissions"):
+            index.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
+        sound(index, holds)
+    finally:
+        folder.chmod(stat.S_IRWXU)
+
+
+# Copies.
+
+
+def test_copy_is_whole_and_replaces_an_index_alone(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    index.copy_to(tmp_path / "copy")
+    sound(Index.open(tmp_path / "copy"), holds)
+    index.delete(["文書1"])
+    index.copy_to(tmp_path / "copy")
+    del holds["文書1"]
+    sound(Index.open(tmp_path / "copy"), holds)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("a")
+    with pytest.raises(InvalidInputError, match="exists and is no index"):
+        index.copy_to(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "i", "mine"]
+
+
+def test_copy_has_the_permissions_of_other_new_folders(tmp_path: Path) -> None:
+    index, _ = filled(tmp_path / "i", 3)
+    (tmp_path / "usual").mkdir()
+    index.copy_to(tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_killed_between_two_renames(made: tuple[Path, Contents]) -> None:
+    folder, holds = made
+    os.rename(folder, folder.with_name(f".{folder.name}.replaced"))
+    assert model_index.contents(Index.open(folder)) == holds
+
+
+# Kills and crowds.
+
+
+def test_ten_kills(tmp_path: Path) -> None:
+    from tests import crash
+
+    tally = crash.run(10, seed=1, folder=tmp_path)
+    assert tally.kills == 10
+    assert tally.acknowledged > 20
+
+
+def test_ten_seconds_of_readers_and_a_writer(tmp_path: Path) -> None:
+    from tests import soak
+
+    told = soak.run(tmp_path / "i", 10, n_threads=8, n_processes=2)
+    assert told["states_seen"] > 20
+    assert told["through_candidates"] > 50
+    assert min(told["answers_of_processes"]) > 10
