@@ -415,6 +415,7 @@ def test_settings_of_sentence_transformers_that_are_not_supported_are_refused(tm
         checkpoint.load(folder)
 
 
+@pytest.mark.filterwarnings("ignore:The skiplist of:jacolbert_rag.CheckpointWarning")
 def test_length_of_sentence_transformers_falls_back_to_the_longest_text(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CHECKPOINTS / "st_xlmr", tmp_path / "model"))
     edit_json(folder / "sentence_bert_config.json", document_length=None, max_seq_length=50)
