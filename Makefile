@@ -32,7 +32,7 @@ eval: $(VENV)/.installed  ## measure all systems on the demo corpus
 bench: $(VENV)/.installed .venv-pylate/.installed .venv-sentence-transformers/.installed  ## time the encoder beside its peers
 	$(RUN) -m benchmarks.encoder --pylate .venv-pylate/bin/python \
 		--sentence-transformers .venv-sentence-transformers/bin/python --results benchmarks/results
-	$(RUN) -m benchmarks.memory --results benchmarks/results
+	$(RUN) -m benchmarks.memory --passages 2000 --passages 10000 --passages 100000 --results benchmarks/results
 	$(RUN) -m benchmarks.tables
 
 # torch by itself and first: left to another package's requirements, pip would take its newest release.
