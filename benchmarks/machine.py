@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.model import Shape
 FEATURES = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx2", "fma")
 
 ENCODER_MODULES = ("config.py", "datatypes.py", "encode/*.py")
+INDEX_MODULES = ("config.py", "datatypes.py", "index/*.py")
 
 
 def signature(
@@ -44,7 +46,7 @@ def line(signed: dict[str, Any]) -> str:
     """A signature in one line, for the foot of a table."""
     texts, processor = signed["texts"], signed["cpu"]
     packages = []
-    for name in ("torch", "transformers", "sentence-transformers", "pylate"):
+    for name in ("torch", "transformers", "sentence-transformers", "pylate", "fast-plaid", "lancedb", "voyager"):
         # Environments differ: each version that took part is named once, without its build.
         taking_part = {found[name].split("+")[0] for found in signed["versions"].values() if name in found}
         packages += [name + "/".join(sorted(taking_part))] if taking_part else []
@@ -66,11 +68,11 @@ def shape_name(shape: Shape) -> str:
     return f"random BERT {shape.layers}x{shape.hidden}, seed {shape.seed}"
 
 
-def library() -> dict[str, str]:
-    """Version, and a digest over the encoder's modules: a run is taken up again by the same code only."""
+def library(modules: Sequence[str] = ENCODER_MODULES) -> dict[str, str]:
+    """Version, and a digest over these modules: a run is taken up again by the same code only."""
     digest = hashlib.sha256()
     root = Path(jacolbert_rag.__file__).parent
-    for path in sorted(path for pattern in ENCODER_MODULES for path in root.glob(pattern)):
+    for path in sorted(path for pattern in modules for path in root.glob(pattern)):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return {"version": jacolbert_rag.__version__, "digest": digest.hexdigest()[:16]}
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ DEMO = ROOT / "examples" / "corpus"
 CORPORA = ("niilc", "wikinews", "jsquad", "jaquad")
 QUESTIONS = "niilc"
 SEED = 0
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,35 @@ def passages(data: Path, n: int) -> Texts:
     """
     found = [name for name in CORPORA if (data / name / "corpus.jsonl.gz").is_file()]
     if found:
-        corpora = [_shuffled(_read(data / name / "corpus.jsonl.gz")) for name in found]
+        corpora = [shuffled(_read(data / name / "corpus.jsonl.gz")) for name in found]
         return _cut("+".join(found), _in_turn(corpora), n)
-    return _cut("demo corpus", _shuffled(_read(DEMO / "corpus.jsonl")), n)
+    return _cut("demo corpus", shuffled(_read(DEMO / "corpus.jsonl")), n)
 
 
 def questions(data: Path, n: int) -> Texts:
     """The first n questions of a fixed order, of people's; the demo's where the data is absent."""
     path = data / QUESTIONS / "queries.jsonl.gz"
     if path.is_file():
-        return _cut(f"{QUESTIONS} questions", _shuffled(_read(path)), n)
-    return _cut("demo questions", _shuffled(_read(DEMO / "queries.jsonl")), n)
+        return _cut(f"{QUESTIONS} questions", shuffled(_read(path)), n)
+    return _cut("demo questions", shuffled(_read(DEMO / "queries.jsonl")), n)
+
+
+def read_corpus(path: Path) -> list[Document]:
+    """Documents of a file in BEIR layout, gzipped or not."""
+    raw = path.read_bytes()
+    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [Document(e["_id"], e["text"], title=e.get("title", "")) for e in entries]
+
+
+def shuffled(items: list[Item]) -> list[Item]:
+    """The items in a fixed random order."""
+    return [items[i] for i in np.random.default_rng(SEED).permutation(len(items)).tolist()]
 
 
 def _read(path: Path) -> list[str]:
     """What the encoder reads of each line: title, a space, text."""
-    raw = path.read_bytes()
-    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    return [Document(e["_id"], e["text"], title=e.get("title", "")).passage for e in entries]
-
-
-def _shuffled(texts: list[str]) -> list[str]:
-    return [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts)).tolist()]
+    return [document.passage for document in read_corpus(path)]
 
 
 def _in_turn(corpora: list[list[str]]) -> list[str]:

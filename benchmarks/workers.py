@@ -44,13 +44,14 @@ class System:
 class Worker:
     """A process that loads one system and answers one request at a time."""
 
-    def __init__(self, system: System, *, threads: int, stderr: Path) -> None:
+    def __init__(self, system: System, *, threads: int, stderr: Path, script: Path = WORKER) -> None:
         """Start the process.
 
         Args:
             system: its interpreter must be named.
             threads: of torch and of OpenMP.
             stderr: where its messages go; replaced.
+            script: what the process runs.
 
         Raises:
             WorkerError: no interpreter was named, or it cannot be started.
@@ -62,7 +63,7 @@ class Worker:
         with stderr.open("w", encoding="utf-8") as messages:
             try:
                 self._process = subprocess.Popen(
-                    [system.python, str(WORKER)],
+                    [system.python, str(script)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=messages,

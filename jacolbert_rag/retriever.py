@@ -42,11 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES_FOLDER = "candidates"
 ADD_DOCUMENTS = 1_000  # documents encoded and stored at once; bounds memory to about 0.3 GB
-SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
-SAVE_GROWTH = 1.1  # candidates of a saved index are written again when they have grown by this factor
-CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
 
 
 class JaColBERTRetriever:
@@ -137,7 +133,8 @@ class JaColBERTRetriever:
             "encoder": loaded.config.to_json(),
             **settings.to_json(),
         }
-        retriever = cls(opened, Index.create(folder, manifest, durable=False), settings)
+        made = Index.create(folder, manifest, durable=False, device=_scoring_device(opened))
+        retriever = cls(opened, made, settings)
         retriever._cleanup = weakref.finalize(retriever, shutil.rmtree, folder, ignore_errors=True)
         return retriever
 
@@ -197,7 +194,7 @@ class JaColBERTRetriever:
 
     @classmethod
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
-        index = Index.open(path)
+        index = Index.open(path, device=_scoring_device(encoder))
         manifest = index.manifest
         if not _is_made_by(manifest, encoder.checkpoint):
             raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
@@ -445,8 +442,19 @@ class JaColBERTRetriever:
                 self._index.close()
                 self._cleanup()
                 self._cleanup = None
-                self._index = Index.open(folder)
+                self._index = Index.open(folder, device=_scoring_device(self.encoder))
                 self._index.settings = settings
+
+    def refresh(self) -> bool:
+        """Read what other processes have written, now rather than at the next search.
+
+        Every call sees the newest committed state without this; it only moves the work of reading it to
+        a moment of the caller's choice.
+
+        Returns:
+            Whether there was anything new.
+        """
+        return self._index.refresh()
 
     def compact(self) -> None:
         """Give back the room that deleted and replaced documents take. Searches go on meanwhile."""
@@ -481,6 +489,12 @@ class JaColBERTRetriever:
         from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
         return LlamaIndexRetriever(engine=self, similarity_top_k=k)
+
+
+def _scoring_device(encoder: Encoder) -> str:
+    """Where documents are scored: the encoder's GPU where it is NVIDIA's, else the CPU."""
+    device = str(encoder.device)
+    return device if device.startswith("cuda") else "cpu"
 
 
 def _chunks_of(view: View, id: str) -> list[str]:

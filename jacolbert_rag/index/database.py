@@ -31,6 +31,7 @@ CREATE TABLE segments (
     first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL,
     coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL
 );
+CREATE TABLE dead (row INTEGER PRIMARY KEY);
 CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, checksum TEXT NOT NULL);
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -64,8 +65,20 @@ class SegmentRow:
         return self.first_row + self.n_rows
 
 
-def connect(path: Path, *, durable: bool) -> sqlite3.Connection:
-    """A connection whose transactions are begun and ended by hand, for one thread at a time."""
+def connect(path: Path, *, durable: bool, read_only: bool = False) -> sqlite3.Connection:
+    """A connection whose transactions are begun and ended by hand, for one thread at a time.
+
+    Args:
+        path: of the file; it must be there, but for an index that is being made.
+        durable: whether a committed transaction must survive a power cut.
+        read_only: for a folder that cannot be written, where SQLite can keep no lock: nobody writes it.
+    """
+    if read_only:
+        log = path.with_name(path.name + "-wal")
+        # Without a log there is nothing to lock, and then SQLite need not make the files that locks live in.
+        whole = not log.exists() or not log.stat().st_size
+        uri = path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if whole else "")
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
     sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
     sql.execute("PRAGMA journal_mode=WAL")
     sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
@@ -121,9 +134,9 @@ def replace_files(sql: sqlite3.Connection, old: Iterable[str], new: Iterable[Fil
     sql.executemany("INSERT INTO files VALUES (?, ?, ?)", [astuple(file) for file in new])
 
 
-def live_rows(sql: sqlite3.Connection) -> IntArray:
-    """Rows that have a document, rising."""
-    return np.array([row for (row,) in sql.execute("SELECT row FROM documents ORDER BY row")], dtype=np.int64)
+def dead_rows(sql: sqlite3.Connection) -> IntArray:
+    """Rows whose document was deleted or replaced since the last compaction, rising."""
+    return np.array([row for (row,) in sql.execute("SELECT row FROM dead ORDER BY row")], dtype=np.int64)
 
 
 def insert(sql: sqlite3.Connection, rows: Sequence[int] | IntArray, documents: Sequence[Document]) -> None:
@@ -139,11 +152,14 @@ def insert(sql: sqlite3.Connection, rows: Sequence[int] | IntArray, documents: S
 
 def delete(sql: sqlite3.Connection, rows: Iterable[int]) -> None:
     """Delete the documents of these rows."""
-    sql.executemany("DELETE FROM documents WHERE row = ?", [(int(row),) for row in rows])
+    gone = [(int(row),) for row in rows]
+    sql.executemany("DELETE FROM documents WHERE row = ?", gone)
+    sql.executemany("INSERT INTO dead VALUES (?)", gone)
 
 
 def renumber(sql: sqlite3.Connection, rows: IntArray) -> None:
     """Give the documents of these rows, all there are and rising, the rows 0, 1, 2 and so on."""
+    sql.execute("DELETE FROM dead")
     # Each moves down to a row that is free by then.
     sql.executemany(
         "UPDATE documents SET row = ? WHERE row = ?",
@@ -188,6 +204,10 @@ def damage(sql: sqlite3.Connection) -> list[str]:
     """What is wrong with the database itself, in words."""
     try:
         problems = [line for (line,) in sql.execute("PRAGMA integrity_check") if line != "ok"]
+        n_rows = max((segment.stop for segment in segments(sql)), default=0)
+        rows = sql.execute("SELECT row FROM documents UNION ALL SELECT row FROM dead ORDER BY row").fetchall()
+        if [row for (row,) in rows] != list(range(n_rows)):
+            problems.append(f"its {n_rows} rows are not each either a document's or dead")
         for id, *rest in sql.execute("SELECT id, title, text, metadata, checksum FROM documents"):
             if _checksum((id, *rest[:3])) != rest[3]:
                 problems.append(f"the document {_text(id)!r} is not what was stored")

@@ -109,7 +109,7 @@ def checksum(path: Path) -> str:
 
 
 def map_array(folder: Path, expected: FileRecord, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A read-only memory map of an .npy file.
+    """A memory map of a large .npy file. Writing to it changes this process's pages, never the file.
 
     Its size, dtype and shape are held to what is expected; its bytes are for `damage` to look at, since
     reading all of them would take as long as copying the index.
@@ -120,10 +120,49 @@ def map_array(folder: Path, expected: FileRecord, dtype: Any, shape: tuple[int, 
     """
     path = check(folder, expected)
     try:
-        with _READING_HEADER:
-            array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+        return _load(path, path, dtype, shape, mmap_mode="c" if np.prod(shape) else None)
     except FileNotFoundError as error:
         raise FileVanishedError(path) from error
+
+
+def read_array(folder: Path, expected: FileRecord, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A small .npy file, every byte of which is held to what is expected.
+
+    Raises:
+        FileVanishedError: there is no such file.
+        IndexCorruptError: it is not what is expected.
+    """
+    return _load(io.BytesIO(read_bytes(folder, expected)), folder / expected.name, dtype, shape)
+
+
+def read_bytes(folder: Path, expected: FileRecord) -> bytes:
+    """A file that is what it should be.
+
+    Raises:
+        FileVanishedError: there is no such file.
+        IndexCorruptError: it is not what is expected.
+    """
+    path = check(folder, expected)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileVanishedError(path) from error
+    except OSError as error:
+        raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
+    found = hashlib.blake2b(data, digest_size=16).hexdigest()
+    if found != expected.checksum:
+        raise IndexCorruptError(f"{path} has the checksum {found}, expected {expected.checksum}. {MEND}")
+    return data
+
+
+def _load(
+    source: Path | io.BytesIO, path: Path, dtype: Any, shape: tuple[int, ...], **options: Any
+) -> npt.NDArray[Any]:
+    try:
+        with _READING_HEADER:
+            array: npt.NDArray[Any] = np.load(source, **options)
+    except FileNotFoundError:
+        raise
     except (ValueError, OSError, EOFError) as error:
         raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:

@@ -12,6 +12,7 @@ What is guarded against, all seen in voyager 2.2.3; tests/test_graph.py shows ea
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -52,15 +53,15 @@ class Graph:
         return cls(index)
 
     @classmethod
-    def load(cls, path: Path) -> Graph:
-        """What `save` wrote.
+    def load(cls, data: bytes) -> Graph:
+        """What `save` wrote. Damaged bytes may end the process: hold them to a checksum first.
 
         Raises:
             RuntimeError: it is no voyager index.
         """
         import voyager
 
-        return cls(voyager.Index.load(str(path)))
+        return cls(voyager.Index.load(io.BytesIO(data)))
 
     def save(self, path: Path) -> None:
         """Write one file."""

@@ -18,6 +18,7 @@ compacting numbers the rows anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 DATABASE_FILE = "index.sqlite"
 FILES_FOLDER = "files"
+SAVING_FILE = ".saving"  # in a folder that an index is being copied into
 MANIFEST_KEYS = ("id", "model", "fingerprint", "dim", "encoder", "pooling", "store", "candidates", "search")
 
 TOKENS, OFFSETS, LISTS = ".tokens.npy", ".offsets.npy", ".lists.npy"
@@ -68,6 +70,7 @@ GRAPH, CENTERS, CELLS, CODEBOOK = ".graph", ".centers.npy", ".cells.npy", ".code
 DERIVED = (LISTS, GRAPH, CENTERS, CELLS)
 
 LISTED_TOKENS = 131_072  # token embeddings decoded at once while lists are made
+MERGED_TOKENS = 1 << 22  # of the largest segment that an add makes of others: writing it takes about a second
 TOKENS_PER_CENTROID = 256  # of a codebook
 
 
@@ -122,18 +125,23 @@ class View:
 class Index:
     """Documents and token embeddings in one folder. Any number of threads may use one."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], *, durable: bool) -> None:
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, Any], *, durable: bool, device: str = "cpu"
+    ) -> None:
         """Take an existing folder; use `create` or `open`.
 
         Raises:
             IndexCorruptError: a file is missing or is not what it should be.
         """
-        self.folder, self.manifest, self.durable = folder, manifest, durable
+        self.folder, self.manifest, self.durable, self.device = folder, manifest, durable, device
+        self.read_only = not os.access(folder, os.W_OK)
         self.settings = IndexSettings.from_json(manifest)
         self.dim = int(manifest["dim"])
-        self._writer = database.connect(folder / DATABASE_FILE, durable=durable)
         self._writing = threading.RLock()
-        self._idle: deque[sqlite3.Connection] = deque()  # of readers
+        self._process = 0  # whose connections these are; SQLite's must not be carried through a fork
+        self._writer: sqlite3.Connection
+        self._idle: deque[sqlite3.Connection]  # of readers
+        self._connect()
         self._snapshot: Snapshot | None = None
         self._refreshing = threading.Lock()
         self._codecs: dict[str, Codec] = {}
@@ -147,7 +155,9 @@ class Index:
             raise
 
     @classmethod
-    def create(cls, folder: Path, manifest: Mapping[str, Any], *, durable: bool) -> Index:
+    def create(
+        cls, folder: Path, manifest: Mapping[str, Any], *, durable: bool, device: str = "cpu"
+    ) -> Index:
         """Make an empty index in a folder that does not exist or is empty.
 
         Args:
@@ -155,20 +165,27 @@ class Index:
             manifest: JSON; must hold the keys of `MANIFEST_KEYS` but "id". The format version is added.
             durable: whether a write that returned must survive a power cut. False for an index that
                 lives in a temporary folder until it is saved.
+            device: that scores documents: "cpu", or a GPU such as "cuda".
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILES_FOLDER).mkdir()
+        manifest = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **manifest}
+        manifest["checksum"] = _checksum(manifest)
         sql = database.connect(folder / DATABASE_FILE, durable=durable)
         database.create(sql)
+        database.write_state(sql, id=manifest["id"])
         sql.close()
-        manifest = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **manifest}
         data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
         files.write_bytes(folder / MANIFEST_FILE, data, durable=durable)
-        return cls(folder, manifest, durable=durable)
+        return cls(folder, manifest, durable=durable, device=device)
 
     @classmethod
-    def open(cls, folder: Path) -> Index:
+    def open(cls, folder: Path, *, device: str = "cpu") -> Index:
         """Open an index folder.
+
+        Args:
+            folder: that `create` or `copy_to` filled.
+            device: that scores documents.
 
         Raises:
             IndexNotFoundError: there is no index in the folder.
@@ -180,7 +197,7 @@ class Index:
         if not (folder / DATABASE_FILE).is_file():
             raise _missing(folder / DATABASE_FILE)
         try:
-            return cls(folder, manifest, durable=True)
+            return cls(folder, manifest, durable=True, device=device)
         except InvalidInputError as error:
             raise IndexMismatchError(
                 f"The settings of the index {folder} are not those of this version: {error} Update "
@@ -199,10 +216,12 @@ class Index:
         """One committed state, the newest there is, for as long as the block runs."""
         if self._closed:
             raise InvalidInputError("This index was closed. Load it again to go on.")
+        self._connect()
+        idle = self._idle
         try:
-            sql = self._idle.pop()
+            sql = idle.pop()
         except IndexError:
-            sql = database.connect(self.folder / DATABASE_FILE, durable=self.durable)
+            sql = self._connection()
         try:
             yield View(self._begin(sql, "DEFERRED"), sql)
         except sqlite3.OperationalError:
@@ -213,7 +232,20 @@ class Index:
         finally:
             if sql.in_transaction:
                 sql.execute("COMMIT")
-            self._idle.append(sql)
+            idle.append(sql)
+
+    def refresh(self) -> bool:
+        """Read the newest state now, so that the next search need not.
+
+        Every search sees the newest state without this: it only moves the work to a moment of the
+        caller's choice.
+
+        Returns:
+            Whether there was a newer one than the last that was read.
+        """
+        former = self._snapshot
+        with self.reading() as view:
+            return view.snapshot is not former
 
     def append(
         self, documents: Sequence[Document], embeddings: TokenEmbeddings, *, listed: bool = True
@@ -260,6 +292,8 @@ class Index:
         Args:
             anew: pool even where that is not due.
         """
+        if self.read_only and not anew:
+            return
         with self._writing:
             with self.reading() as view:
                 snapshot = view.snapshot
@@ -297,33 +331,49 @@ class Index:
         return found
 
     def copy_to(self, folder: Path) -> None:
-        """Copy this index to another folder, where it replaces an index but nothing else.
+        """Copy this index to a folder that is new, empty, or an index, which is replaced.
 
         Raises:
             InvalidInputError: the folder holds something that is no index.
+            IndexWriteError: it could not be written; what was there is whole.
         """
-        is_index = (folder / MANIFEST_FILE).is_file()
-        if folder.exists() and not is_index and (not folder.is_dir() or any(folder.iterdir())):
+        if (folder / MANIFEST_FILE).is_file() and not (folder / SAVING_FILE).exists():
+            new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                self._copy_into(new)
+                with _telling(folder):
+                    replace_folder(new, folder)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+            return
+        is_left_over = (folder / SAVING_FILE).is_file()
+        if folder.exists() and not is_left_over and (not folder.is_dir() or any(folder.iterdir())):
             raise InvalidInputError(
                 f"{folder} exists and is no index, so it is left as it is. Name a new folder."
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with self._write() as write, _telling(folder):  # so that nobody else removes a file meanwhile
-                (new / FILES_FOLDER).mkdir(parents=True)
-                names = [*database.files(write.sql), MANIFEST_FILE]
-                for name in names:
-                    shutil.copyfile(self.folder / name, new / name)
-                with sqlite3.connect(new / DATABASE_FILE) as target, self.reading() as view:
-                    view.sql.backup(target)
-                target.close()
-            for path in [*new.rglob("*"), new]:
+        # An empty folder is filled, not replaced: it may be where a disk is mounted.
+        self._copy_into(folder)
+
+    def _copy_into(self, folder: Path) -> None:
+        """Copy this index into a folder that holds nothing of worth; until all is there, a mark says so."""
+        mark = folder / SAVING_FILE
+        # No write may remove a file meanwhile.
+        held = nullcontext() if self.read_only else self._write()
+        with held, self.reading() as view, _telling(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            shutil.rmtree(folder / FILES_FOLDER, ignore_errors=True)
+            for end in ("", "-wal", "-shm"):
+                (folder / (DATABASE_FILE + end)).unlink(missing_ok=True)
+            (folder / FILES_FOLDER).mkdir()
+            for name in [*database.files(view.sql), MANIFEST_FILE]:
+                shutil.copyfile(self.folder / name, folder / name)
+            with closing(sqlite3.connect(folder / DATABASE_FILE)) as target:
+                view.sql.backup(target)
+            for path in [*folder.rglob("*"), folder, folder.parent]:
                 files.sync(path)
-            replace_folder(new, folder)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+            mark.unlink()
+            files.sync(folder)
 
     def close(self) -> None:
         """Close the database. Memory maps go with the last array that looks at them."""
@@ -335,6 +385,17 @@ class Index:
 
     # Reading.
 
+    def _connect(self) -> None:
+        """Have connections that are this process's own."""
+        if self._process != os.getpid():
+            # Those of the process that this one was forked from are left alone, not closed: SQLite would
+            # drop that process's locks.
+            self._inherited = (getattr(self, "_writer", None), getattr(self, "_idle", None))
+            self._process, self._writer, self._idle = os.getpid(), self._connection(), deque()
+
+    def _connection(self) -> sqlite3.Connection:
+        return database.connect(self.folder / DATABASE_FILE, durable=self.durable, read_only=self.read_only)
+
     def _begin(self, sql: sqlite3.Connection, kind: str) -> Snapshot:
         """Start a transaction; the state that it sees."""
         tried = None
@@ -344,59 +405,81 @@ class Index:
             except sqlite3.ProgrammingError as error:
                 raise InvalidInputError("This index was closed. Load it again to go on.") from error
             try:
-                return self._at(sql)
+                # A file that is gone was removed by a writer which has committed a newer state; where there
+                # is none, it is really missing.
+                return self._at(sql, is_newest=tried is not None and tried == database.generation(sql))
             except _StaleError:
                 sql.execute("ROLLBACK")
-            except FileVanishedError as vanished:
+            except FileVanishedError:
+                tried = database.generation(sql)
                 sql.execute("ROLLBACK")
-                number = database.generation(sql)
-                if number == tried:  # nobody put another in its place: it is really missing
-                    raise _missing(Path(str(vanished))) from None
-                tried = number
             except BaseException:
                 sql.execute("ROLLBACK")
                 raise
 
-    def _at(self, sql: sqlite3.Connection) -> Snapshot:
-        """The state that a transaction sees."""
+    def _at(self, sql: sqlite3.Connection, *, is_newest: bool) -> Snapshot:
+        """The state that a transaction sees.
+
+        Raises:
+            FileVanishedError: a file is gone, and this may not be the newest state.
+            IndexCorruptError: a file is missing or is not what it should be.
+        """
         number = database.generation(sql)
         snapshot = self._snapshot
         if snapshot is None or snapshot.generation != number:
             with self._refreshing:
                 snapshot = self._snapshot
                 if snapshot is None or snapshot.generation < number:
-                    snapshot = self._snapshot = self._read_snapshot(sql, number)
+                    try:
+                        snapshot = self._snapshot = self._read_snapshot(sql, number, is_newest=is_newest)
+                    except FileVanishedError as vanished:
+                        if is_newest:
+                            raise _missing(Path(str(vanished))) from None
+                        raise
         if snapshot.generation != number:
             raise _StaleError
         return snapshot
 
-    def _read_snapshot(self, sql: sqlite3.Connection, number: int) -> Snapshot:
+    def _read_snapshot(self, sql: sqlite3.Connection, number: int, *, is_newest: bool) -> Snapshot:
         state, records = database.read_state(sql), database.files(sql)
-        pooled = self._read_pooled(state, records)
+        if state.get("id") != self.id:
+            raise IndexCorruptError(
+                f"{self.folder / MANIFEST_FILE} is of the index {self.id}, and {DATABASE_FILE} of "
+                f"{state.get('id')}. {MEND}"
+            )
+        pooled = self._read_pooled(state, records, is_newest=is_newest)
         known = {segment.row: segment for segment in self._snapshot.segments} if self._snapshot else {}
         segments = []
         for row in database.segments(sql):
             segment = known.get(row)
             if segment is None or (segment.postings is None) != (row.lists is None or pooled is None):
-                segment = self._read_segment(row, state, records, is_pooled=pooled is not None)
+                segment = self._read_segment(
+                    row, state, records, is_pooled=pooled is not None, is_newest=is_newest
+                )
             segments.append(segment)
         starts = [0, *(segment.row.stop for segment in segments)]
-        rows = database.live_rows(sql)
+        dead = database.dead_rows(sql)
         gaps = any(s.row.first_row != start for s, start in zip(segments, starts, strict=False))
-        if gaps or (len(rows) and rows[-1] >= starts[-1]):
+        if gaps or (len(dead) and not 0 <= dead[0] <= dead[-1] < starts[-1]):
             raise IndexCorruptError(
-                f"{self.folder / DATABASE_FILE} names documents without token embeddings. {MEND}"
+                f"{self.folder / DATABASE_FILE} has rows without token embeddings. {MEND}"
             )
-        live = np.zeros(starts[-1], dtype=np.bool_)
-        live[rows] = True
-        return Snapshot(number, tuple(segments), live, pooled, self.dim)
+        live = np.ones(starts[-1], dtype=np.bool_)
+        live[dead] = False
+        return Snapshot(number, tuple(segments), live, pooled, self.dim, self.device)
 
     def _read_segment(
-        self, row: SegmentRow, state: Mapping[str, Any], records: Mapping[str, FileRecord], *, is_pooled: bool
+        self,
+        row: SegmentRow,
+        state: Mapping[str, Any],
+        records: Mapping[str, FileRecord],
+        *,
+        is_pooled: bool,
+        is_newest: bool,
     ) -> Segment:
         codec = self._codec(row.coding, state, records)
         codes = self._map(records, row.name + TOKENS, np.uint8, (row.n_tokens, codec.width))
-        offsets = self._map(records, row.name + OFFSETS, np.int64, (row.n_rows + 1,))
+        offsets = self._read(records, row.name + OFFSETS, np.int64, (row.n_rows + 1,))
         if offsets[0] != 0 or offsets[-1] != row.n_tokens or np.any(np.diff(offsets) < 0):
             raise IndexCorruptError(
                 f"{self.folder / FILES_FOLDER / row.name}{OFFSETS} does not describe {row.n_tokens} tokens "
@@ -404,38 +487,40 @@ class Index:
             )
         postings = None
         if is_pooled and row.lists is not None:
-            with self._derived(row.lists + LISTS):
+            with self._derived(row.lists + LISTS, is_newest=is_newest):
                 packed = self._map(records, row.lists + LISTS, np.uint32, (row.n_postings,))
                 postings = Postings.unpack(packed)
-        return Segment(row, CodedTokens(codes, np.asarray(offsets), codec), postings)
+        return Segment(row, CodedTokens(codes, offsets, codec), postings)
 
     def _read_pooled(
-        self, state: Mapping[str, Any], records: Mapping[str, FileRecord]
+        self, state: Mapping[str, Any], records: Mapping[str, FileRecord], *, is_newest: bool
     ) -> PooledVectors | None:
         name = state.get("pooled")
         if name is None:
             return None
         if self._pooled is None or self._pooled[0] != name:
             pooled = None
-            with self._derived(name + GRAPH):
-                path = files.check(self.folder, records[f"{FILES_FOLDER}/{name}{GRAPH}"])
-                graph = Graph.load(path)
-                centers = self._map(records, name + CENTERS, np.float32, (state["n_cells"], self.dim))
-                cells = self._map(records, name + CELLS, np.int64, (state["n_cells"] + 1,))
+            with self._derived(name + GRAPH, is_newest=is_newest):
+                # Voyager follows whatever a damaged graph says, out of its memory too: look at every byte first.
+                graph = Graph.load(files.read_bytes(self.folder, self._record(records, name + GRAPH)))
+                centers = self._read(records, name + CENTERS, np.float32, (state["n_cells"], self.dim))
+                cells = self._read(records, name + CELLS, np.int64, (state["n_cells"] + 1,))
                 if len(graph) != state["n_pooled"] or cells[-1] != len(graph) or graph.dim != self.dim:
                     raise ValueError(f"{len(graph)} vectors of {graph.dim} dimensions")
-                pooled = PooledVectors(graph, np.asarray(centers), np.asarray(cells))
+                pooled = PooledVectors(graph, centers, cells)
             self._pooled = (name, pooled)
         return self._pooled[1]
 
     @contextmanager
-    def _derived(self, name: str) -> Iterator[None]:
+    def _derived(self, name: str, *, is_newest: bool) -> Iterator[None]:
         """Reading what can be made again: where it is damaged, searches go on without it."""
         try:
             yield
-        except FileVanishedError:
-            raise
-        except (IndexCorruptError, ValueError, RuntimeError, KeyError) as error:
+        except (FileVanishedError, IndexCorruptError, ValueError, RuntimeError, KeyError) as error:
+            if isinstance(error, FileVanishedError):
+                if not is_newest:
+                    raise
+                error = _missing(Path(str(error)))
             logger.warning(
                 "%s of the index %s is damaged (%s). Searches go on without it, and take longer; rebuild() "
                 "makes it anew.",
@@ -447,10 +532,18 @@ class Index:
     def _map(
         self, records: Mapping[str, FileRecord], name: str, dtype: Any, shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
+        return files.map_array(self.folder, self._record(records, name), dtype, shape)
+
+    def _read(
+        self, records: Mapping[str, FileRecord], name: str, dtype: Any, shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        return files.read_array(self.folder, self._record(records, name), dtype, shape)
+
+    def _record(self, records: Mapping[str, FileRecord], name: str) -> FileRecord:
         record = records.get(f"{FILES_FOLDER}/{name}")
         if record is None:
             raise IndexCorruptError(f"{self.folder / DATABASE_FILE} does not name {name}. {MEND}")
-        return files.map_array(self.folder, record, dtype, shape)
+        return record
 
     def _codec(self, coding: str, state: Mapping[str, Any], records: Mapping[str, FileRecord]) -> Codec:
         """How tokens of this coding lie in bytes; residuals have centroids of their own."""
@@ -459,8 +552,8 @@ class Index:
         if key not in self._codecs:
             centroids = None
             if coding in BITS:
-                mapped = self._map(records, name + CODEBOOK, np.float32, (state["n_centroids"], self.dim))
-                centroids = np.array(mapped)
+                shape = (state["n_centroids"], self.dim)
+                centroids = self._read(records, name + CODEBOOK, np.float32, shape)
             self._codecs[key] = Codec(coding, self.dim, centroids)
         return self._codecs[key]
 
@@ -473,7 +566,10 @@ class Index:
         Raises:
             IndexWriteError: the folder could not be written; the old state is whole.
         """
+        self._connect()
         with self._writing, _telling(self.folder):
+            if self.read_only:
+                raise PermissionError(f"{self.folder} may only be read")
             sql = self._writer
             write = _Write(sql, self._begin(sql, "IMMEDIATE"))
             try:
@@ -722,6 +818,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     aside = _aside(folder)
     if not folder.exists() and (aside / MANIFEST_FILE).is_file():
         os.rename(aside, folder)  # killed between the two renames of `replace_folder`
+    if (folder / SAVING_FILE).exists():
+        raise IndexNotFoundError(
+            f"There is no whole index in {folder}: saving one there was cut short, or is under way "
+            f"({SAVING_FILE} is there). Save it again."
+        )
     if not path.is_file():
         if (folder / DATABASE_FILE).is_file():
             raise _missing(path)
@@ -736,6 +837,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             missing = [key for key in MANIFEST_KEYS if key not in manifest]
             if missing:
                 raise KeyError(", ".join(missing))
+        if version == FORMAT_VERSION and manifest["checksum"] != (found := _checksum(manifest)):
+            raise ValueError(f"its checksum is {found}, expected {manifest['checksum']}")
     except (ValueError, KeyError, TypeError) as error:
         raise IndexCorruptError(
             f"{path} is not readable ({error!r}). Restore it from a copy of the index."
@@ -781,6 +884,11 @@ def _telling(folder: Path) -> Iterator[None]:
     except (OSError, sqlite3.OperationalError) as error:
         if isinstance(error, IndexFolderError):
             raise
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            raise IndexWriteError(
+                f"Another process has been writing the index {folder} for {database.LOCK_SECONDS} seconds. "
+                "Nothing of this call was stored. Call again when it is done."
+            ) from error
         raise IndexWriteError(
             f"The index {folder} could not be written ({error}). Nothing of this call was stored, and what "
             "was there is whole. Free space or mend the permissions, and call again."
@@ -790,12 +898,12 @@ def _telling(folder: Path) -> Iterator[None]:
 def _tail(segments: Sequence[Segment], size: int) -> list[Segment]:
     """The last segments that a new one of so many tokens takes in.
 
-    Those not larger than what follows, so there are about log2(n) of them however small the adds, and a token
-    is copied about log2(n) times.
+    Those not larger than what follows, so small adds leave few of them, and a token is copied a few times.
+    Large ones are left to compacting, so that no add takes long.
     """
     taken: list[Segment] = []
     for segment in reversed(segments):
-        if segment.row.n_tokens > size:
+        if segment.row.n_tokens > size or segment.row.n_tokens + size > MERGED_TOKENS:
             break
         taken.insert(0, segment)
         size += segment.row.n_tokens
@@ -830,6 +938,13 @@ def _sample(snapshot: Snapshot, n: int, rng: np.random.Generator) -> FloatArray:
             chosen = np.sort(rng.permutation(size)[: max(1, round(share * size))])
             parts.append(segment.tokens.codec.decode(segment.tokens.codes[chosen]))
     return np.concatenate(parts)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says, however it is laid out."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    data = json.dumps(content, ensure_ascii=True, sort_keys=True).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _names(row: SegmentRow) -> list[str]:

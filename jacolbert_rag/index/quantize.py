@@ -81,30 +81,32 @@ class Codec:
         decoded: FloatArray = centroids[labels] + (numbers + self._offset) * step[:, None]
         return decoded
 
-    def similarities(self, codes: CodeArray, query: FloatArray) -> FloatArray:
-        """(n_tokens, q_tokens) float32 dot products with (q_tokens, dim) float32, without decoding first."""
+    def similarities(self, codes: CodeArray, query: Tensor) -> Tensor:
+        """(n_tokens, q_tokens) float32 dot products with a (q_tokens, dim) float32 query, on its device.
+
+        Nothing is decoded first: products are of the numbers that are stored.
+        """
         import torch
 
-        asked = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32)).T
+        asked = query.T
+        # Copied where they may not be written, because torch warns of that.
+        codes = np.ascontiguousarray(codes) if codes.flags.writeable else codes.copy()
+        stored = torch.from_numpy(codes).to(query.device)
         if self.dtype in ("float16", "float32"):
-            values = np.ascontiguousarray(codes).view(self.dtype)
-            found: FloatArray = (torch.from_numpy(values).float() @ asked).numpy()
-            return found
+            return stored.view(getattr(torch, self.dtype)).float() @ asked
         if self.dtype == "int8":
-            step = torch.from_numpy(np.ascontiguousarray(codes[:, :2]).view(np.float16)).float()
-            numbers = torch.from_numpy(np.ascontiguousarray(codes[:, 2:]).view(np.int8)).float()
-            return ((numbers @ asked).mul_(step)).numpy()
-        packed = torch.from_numpy(np.ascontiguousarray(codes[:, 4:]))
-        products = None
+            numbers = stored[:, 2:].contiguous().view(torch.int8).float()
+            return (numbers @ asked).mul_(_float16(stored[:, :2]))
+        packed, products = stored[:, 4:], None
         for part, shift in zip(self._grouped(asked), self._shifts, strict=True):
             numbers = ((packed >> shift) & self._mask).float()
             products = numbers @ part if products is None else products.addmm_(numbers, part)
         assert products is not None
         products += self._offset * asked.sum(dim=0)
-        products *= torch.from_numpy(self._residual_step(codes))[:, None]
-        near = torch.from_numpy(self._known_centroids) @ asked
-        products += near[torch.from_numpy(self._labels(codes))]
-        return products.numpy()
+        products *= _float16(stored[:, 2:4])
+        near = torch.from_numpy(self._known_centroids).to(query.device) @ asked
+        labels = stored[:, 0].long() + 256 * stored[:, 1].long()
+        return products.add_(near[labels])
 
     def _encode_int8(self, flat: FloatArray, codes: CodeArray) -> None:
         step = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
@@ -177,6 +179,13 @@ class Codec:
 
         n = self._n_packed
         return list(pad(asked, (0, 0, 0, n * len(self._shifts) - self.dim)).split(n))
+
+
+def _float16(stored: Tensor) -> Tensor:
+    """(n, 1) float32 of the (n, 2) bytes of float16 numbers."""
+    import torch
+
+    return stored.contiguous().view(torch.float16).float()
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Snapshot:
         live: (n_rows,) bool.
         pooled: what proposes candidates; None where exact search is all there is.
         dim: of a token embedding.
+        device: that scores.
     """
 
     generation: int
@@ -52,6 +53,7 @@ class Snapshot:
     live: BoolArray
     pooled: PooledVectors | None
     dim: int
+    device: str = "cpu"
 
     @cached_property
     def n_live(self) -> int:
@@ -78,7 +80,9 @@ class Snapshot:
         found = []
         for start in range(0, len(queries), SEARCH_QUERIES):
             batch = queries.take(range(start, min(start + SEARCH_QUERIES, len(queries))))
-            scores = np.concatenate([maxsim_many(batch, segment.tokens) for segment in self.segments], axis=1)
+            scores = np.concatenate(
+                [maxsim_many(batch, segment.tokens, device=self.device) for segment in self.segments], axis=1
+            )
             scores[:, ~self.live] = -np.inf
             found += [best(np.arange(len(row)), row, k) for row in scores]
         return found
@@ -116,7 +120,8 @@ class Snapshot:
         """(n,) float32 exact MaxSim of a query and these rows, which rise."""
         scores = np.empty(len(rows), dtype=np.float32)
         for chosen, segment in self._by_segment(rows):
-            scores[chosen] = maxsim(query, segment.tokens.take(rows[chosen] - segment.row.first_row))
+            tokens = segment.tokens.take(rows[chosen] - segment.row.first_row)
+            scores[chosen] = maxsim(query, tokens, device=self.device)
         return scores
 
     def embeddings(self, rows: IntArray) -> TokenEmbeddings:
