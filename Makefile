@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint format eval bench
+.PHONY: demo test test-slow crash soak lint format eval bench
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
@@ -15,6 +15,12 @@ test: $(VENV)/.installed  ## run the tests, but for those that take minutes
 
 test-slow: $(VENV)/.installed  ## run those that take minutes: every real text, golden vectors, precision
 	$(RUN) -m pytest -m slow
+
+crash: $(VENV)/.installed  ## kill a writer of an index 300 times, and check what it left
+	$(RUN) -m tests.crash --kills 300
+
+soak: $(VENV)/.installed  ## search an index for five minutes while it is written, and check every answer
+	$(RUN) -m tests.soak --seconds 300
 
 lint: $(VENV)/.installed-lint  ## check style and types
 	$(VENV)/bin/ruff check .
@@ -29,10 +35,14 @@ eval: $(VENV)/.installed  ## measure all systems on the demo corpus
 	$(RUN) -m evals.run --data examples/corpus --split test \
 		--system bm25 --system jacolbert --system jacolbert-exact --json evals/results/demo.json
 
-bench: $(VENV)/.installed .venv-pylate/.installed .venv-sentence-transformers/.installed  ## time the encoder beside its peers
+PEERS := pylate sentence-transformers fast-plaid lancedb
+
+bench: $(VENV)/.installed $(PEERS:%=.venv-%/.installed)  ## time the encoder and the index beside their peers
 	$(RUN) -m benchmarks.encoder --pylate .venv-pylate/bin/python \
 		--sentence-transformers .venv-sentence-transformers/bin/python --results benchmarks/results
 	$(RUN) -m benchmarks.memory --passages 2000 --passages 10000 --passages 100000 --results benchmarks/results
+	$(RUN) -m benchmarks.index --pylate .venv-pylate/bin/python --fast-plaid .venv-fast-plaid/bin/python \
+		--lancedb .venv-lancedb/bin/python --results benchmarks/results
 	$(RUN) -m benchmarks.tables
 
 # torch by itself and first: left to another package's requirements, pip would take its newest release.
@@ -48,11 +58,12 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	$(INSTALL) --group lint
 	@touch $@
 
-# A peer pins other releases than ours, so each has an environment; its file names all that it needs.
+# A peer pins other releases than ours, so each has an environment; its file names all that it needs. Where it names
+# a torch, that one comes with what it depends on.
 .venv-%/.installed: benchmarks/peers/%.txt constraints.txt
 	@echo "Making .venv-$*: this takes a few minutes, once."
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -h '^torch==' $< constraints.txt | head -1)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@

@@ -16,7 +16,11 @@ from benchmarks import machine
 README = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- results: written by `python -m benchmarks.tables` -->", "<!-- results end -->"
-ORDER = ("documents", "tokens", "query", "cold-start", "cuda", "memory")
+PLOT = RESULTS / "index.svg"
+ORDER = (
+    *("documents", "tokens", "query", "cold-start", "cuda", "memory"),
+    *("index", "choices-storage", "choices-candidates", "choices-exact"),
+)
 NOTHING = "Not run: no result is committed."
 PIPE_WIDTH = 160  # columns where the output is no terminal: rich would take 80 and break the cells
 
@@ -33,8 +37,13 @@ class Grid:
 
 
 def main() -> None:
-    """Put the tables between README's two markers."""
-    README.write_text(with_tables(README.read_text(encoding="utf-8"), read_results()), encoding="utf-8")
+    """Put the tables between README's two markers, and draw the plot."""
+    from benchmarks import plot
+
+    results = read_results()
+    README.write_text(with_tables(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+    if "index" in results:
+        PLOT.write_text(plot.svg(results["index"]["sizes"]), encoding="utf-8")
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Result]:
@@ -69,6 +78,8 @@ def markdown(results: Mapping[str, Result]) -> str:
             parts.append(NOTHING)
         else:
             parts += map(_markdown_table, grids(name, result))
+            if name == "index":
+                parts.append("![p50, build and bytes against the number of passages](results/index.svg)")
             parts += [result["note"][0].upper() + result["note"][1:] + "."]
             parts += [f"`{signature_line(result)}`"]
         sections.append("\n\n".join(parts))
@@ -111,6 +122,10 @@ def grids(workload: str, result: Result) -> list[Grid]:
         "cold-start": _cold_start,
         "cuda": _cuda,
         "memory": _memory,
+        "index": _index,
+        "choices-storage": _storage,
+        "choices-candidates": _candidates,
+        "choices-exact": _exact,
     }[workload](result)
 
 
@@ -182,6 +197,91 @@ def _memory(result: Result) -> list[Grid]:
         lines.append((f"{row['docs']:,}", *megabytes, f"{row['growth']:.3f}"))
     heads = ("documents", "at the start, MB", "after a tenth, MB", "at the end, MB", "end / tenth")
     return [Grid("Peak memory of a stream of documents", heads, tuple(lines))]
+
+
+def _index(result: Result) -> list[Grid]:
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        ndcg = "" if row["ndcg@10"] is None else f"{row['ndcg@10']:.4f}"
+        return [
+            f"{row['build_s']['median']:,.1f}",
+            f"{row['passages_per_s']:,.0f}",
+            f"{row['bytes_per_passage']:,.0f}",
+            f"{row['peak_mb']:,.0f}",
+            f"{row['open_s']:.2f}",
+            f"{row['p50_ms']:,.1f}",
+            f"{row['p95_ms']:,.1f}",
+            f"{row['like_exact']:.3f}",
+            ndcg,
+        ]
+
+    heads = ("system", "build, s", "passages/s", "bytes a passage", "peak MB", "open, s", "p50 ms", "p95 ms")
+    heads += ("top 10 like exact", "nDCG@10")
+    found = []
+    for each in result["sizes"]:
+        title = f"{each['n']:,} passages, {each['n_tokens']:,} token embeddings"
+        found.append(Grid(title, heads, _lines(each, heads, cells)))
+        lines = tuple(
+            (name, _spread(r["p50"]), f"{r['build']:.1f}", f"{r['bytes']:.2f}") for name, r in each["ratios"].items()
+        )
+        ratio_heads = ("jacolbert beside", "times as fast at p50", "times as fast to build", "times as small")
+        found.append(Grid(f"{each['n']:,} passages, ratios", ratio_heads, lines))
+        if grown := each.get("grown"):
+            found.append(_grown(each, grown))
+    return found
+
+
+def _grown(each: Mapping[str, Any], grown: Mapping[str, Any]) -> Grid:
+    fresh = each["systems"]["jacolbert"]
+    lines = (
+        ("built at once", f"{fresh['like_exact']:.3f}", f"{fresh['p50_ms']:.1f}", f"{fresh['bytes_per_passage']:,.0f}"),
+        ("grown", f"{grown['like_exact']:.3f}", f"{grown['p50_ms']:.1f}", f"{grown['bytes'] / each['n']:,.0f}"),
+    )
+    title = (
+        f"From {grown['from']:,} to {each['n']:,} passages by adds of {grown['by']:,} (median {grown['add_1000_s']['median']:.1f} s, "
+        f"longest {grown['add_1000_longest_s']:.1f} s); then adds of 100 (median {grown['add_100_s']['median']:.2f} s, "
+        f"longest {grown['add_100_longest_s']:.2f} s)"
+    )
+    return Grid(title, ("index", "top 10 like exact", "p50 ms", "bytes a passage"), lines)
+
+
+def _storage(result: Result) -> list[Grid]:
+    lines = tuple(
+        (
+            row["dtype"],
+            str(row["factor"]),
+            f"{row['tokens_per_passage']:.0f}",
+            f"{row['bytes_per_passage']:,.0f}",
+            f"{row['ndcg@10']:.4f}",
+            f"{100 * row['share']:.2f} %",
+        )
+        for row in result["rows"]
+    )
+    heads = ("stored as", "pooling factor", "tokens a passage", "bytes a passage", "nDCG@10", "share")
+    return [Grid("What storage costs", heads, lines)]
+
+
+def _candidates(result: Result) -> list[Grid]:
+    lines = tuple(
+        (
+            row["setting"] + (" (default)" if row["is_default"] else ""),
+            str(row["value"]),
+            f"{row['like_exact']:.4f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{row['build_s']:.1f}",
+            f"{row['derived_bytes_per_passage']:,.0f}",
+        )
+        for row in result["rows"]
+    )
+    heads = ("setting", "value", "top 10 like exact", "p50 ms", "p95 ms", "build, s", "derived bytes a passage")
+    return [Grid("What candidates cost, one setting changed at a time", heads, lines)]
+
+
+def _exact(result: Result) -> list[Grid]:
+    lines = tuple(
+        (f"{row['n']:,}", f"{row['exact_p50_ms']:.1f}", f"{row['candidates_p50_ms']:.1f}") for row in result["rows"]
+    )
+    return [Grid("Exact search beside candidates", ("passages", "exact, p50 ms", "candidates, p50 ms"), lines)]
 
 
 def _lines(

@@ -238,7 +238,92 @@ def test_closed_index_says_so(tmp_path: Path) -> None:
         index.delete(["文書1"])
 
 
+def test_refresh_reads_what_another_process_wrote(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    assert not index.refresh()
+    other = Index.open(tmp_path / "i")
+    other.delete(["文書1"])
+    assert index.refresh()
+    assert not index.refresh()
+    del holds["文書1"]
+    sound(index, holds)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_process_reads_and_writes_by_connections_of_its_own(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    child = os.fork()
+    if not child:
+        try:
+            index.delete(["文書1"])
+            os._exit(0 if "文書1" not in model_index.contents(index) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    del holds["文書1"]
+    sound(index, holds)
+    index.delete(["文書2"])
+    del holds["文書2"]
+    sound(Index.open(tmp_path / "i"), holds)
+
+
+def test_writer_waits_for_another_process_and_then_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.2)
+    index, holds = filled(tmp_path / "i", 5)
+    other = sqlite3.connect(tmp_path / "i" / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(IndexWriteError, match=r"Another process has been writing .* Call again"):
+        index.delete(["文書1"])
+    sound(index, holds)
+    other.close()
+    assert index.delete(["文書1"]) == ["文書1"]
+
+
+# Folders that may only be read.
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "open"])
+def test_folder_that_may_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_closed: bool
+) -> None:
+    writer, holds = filled(tmp_path / "i")
+    if is_closed:
+        writer.close()
+    before = {path: path.read_bytes() for path in (tmp_path / "i").rglob("*.*") if path.suffix != ".sqlite-shm"}
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    index = Index.open(tmp_path / "i")
+    sound(index, holds)
+    index.update_candidates()
+    with pytest.raises(IndexWriteError, match="may only be read"):
+        index.delete(["文書1"])
+    sound(index, holds)
+    index.copy_to(tmp_path / "copy")
+    index.close()
+    assert all(path.read_bytes() == data for path, data in before.items())
+    monkeypatch.undo()
+    copied = Index.open(tmp_path / "copy")
+    copied.delete(["文書1"])
+    del holds["文書1"]
+    sound(copied, holds)
+
+
 # Room.
+
+
+def test_no_add_writes_a_large_segment_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MERGED_TOKENS", 300)
+    index, holds = filled(tmp_path / "i", 200)
+    with index.reading() as view:
+        sizes = [segment.row.n_tokens for segment in view.snapshot.segments]
+    assert 2 < max(sizes) // 50 <= 6
+    assert 5 <= len(sizes) < 20
+    sound(index, holds)
+    index.compact()
+    assert n_segments(index) == 1
+    sound(index, holds)
 
 
 def test_compacting_gives_room_back(tmp_path: Path) -> None:
@@ -310,10 +395,43 @@ def test_damage_that_opening_sees(made: tuple[Path, Contents], kind: str, harm: 
     assert "Restore the index folder" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["offsets.npy", "codebook.npy", "graph", "centers.npy", "cells.npy"])
+def test_flipped_bit_of_a_small_file_is_seen_by_opening(
+    made: tuple[Path, Contents], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = files_of(made[0])[kind]
+    data = bytearray(path.read_bytes())
+    data[-1 - len(data) // 3] ^= 4
+    path.write_bytes(data)
+    if kind in CORE:
+        with pytest.raises(IndexCorruptError, match="checksum"):
+            Index.open(made[0])
+    else:
+        sound_index = Index.open(made[0])
+        assert "checksum" in caplog.text
+        sound_index.update_candidates()
+        sound_index.close()
+        assert Index.open(made[0]).verify() == []
+
+
+def test_lists_of_rows_that_are_not_there(made: tuple[Path, Contents]) -> None:
+    path = files_of(made[0])["lists.npy"]
+    data = bytearray(path.read_bytes())
+    data[-400:] = b"\xff" * 400
+    path.write_bytes(data)
+    index = Index.open(made[0])
+    with pytest.raises(IndexCorruptError, match=r"rebuild\(\)"):
+        for seed in range(20):
+            search(index, model_index.query(seed), 10, exact=False)
+    index.update_candidates(anew=True)
+    assert index.verify() == []
+    search(index, model_index.query(1), 10, exact=False)
+
+
 @pytest.mark.parametrize("kind", CORE + DERIVED)
 @pytest.mark.parametrize("harm", ["flipped", "swapped"])
 def test_damage_that_verifying_sees(tmp_path: Path, kind: str, harm: str) -> None:
-    index, _ = filled(tmp_path / "i", dtype="residual4")
+    index, _ = filled(tmp_path / "i", dtype="residual4")  # open before, as an index in use is
     other, _ = filled(tmp_path / "other", dtype="residual4")
     path = files_of(tmp_path / "i")[kind]
     data = bytearray(path.read_bytes())
@@ -386,6 +504,30 @@ def test_manifest_and_database_are_named(made: tuple[Path, Contents], name: str,
         path.write_bytes(path.read_bytes()[:99] if harm == "truncated" else bytes(path.stat().st_size))
     with pytest.raises(IndexCorruptError, match=name.replace(".", r"\.")):
         Index.open(made[0])
+
+
+def test_manifest_that_says_something_else(made: tuple[Path, Contents], tmp_path: Path) -> None:
+    path = made[0] / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"dim": 16', '"dim": 17'))
+    with pytest.raises(IndexCorruptError, match=r"manifest\.json .*checksum"):
+        Index.open(made[0])
+    other, _ = filled(tmp_path / "other", 5)
+    path.write_text((other.folder / "manifest.json").read_text())
+    with pytest.raises(IndexCorruptError, match=r"manifest\.json is of the index"):
+        Index.open(made[0])
+    path.write_text(whole)
+    Index.open(made[0])
+
+
+def test_rows_that_nobody_has_are_found(made: tuple[Path, Contents]) -> None:
+    sql = sqlite3.connect(made[0] / "index.sqlite")
+    sql.execute("DELETE FROM documents WHERE row = 3")
+    sql.commit()
+    sql.close()
+    (damage,) = Index.open(made[0]).verify()
+    assert "60 rows" in damage.what
+    assert not damage.is_derived
 
 
 def test_no_index_and_a_newer_one(made: tuple[Path, Contents], tmp_path: Path) -> None:
@@ -473,6 +615,32 @@ def test_copy_has_the_permissions_of_other_new_folders(tmp_path: Path) -> None:
     (tmp_path / "usual").mkdir()
     index.copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_copy_fills_an_empty_folder_and_does_not_replace_it(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    (tmp_path / "mounted").mkdir()
+    inode = (tmp_path / "mounted").stat().st_ino
+    index.copy_to(tmp_path / "mounted")
+    assert (tmp_path / "mounted").stat().st_ino == inode
+    sound(Index.open(tmp_path / "mounted"), holds)
+
+
+def test_copy_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+
+    def fail(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "sync", fail)
+    index.durable = False
+    with pytest.raises(IndexWriteError, match="Input/output error"):
+        index.copy_to(tmp_path / "copy")
+    monkeypatch.undo()
+    with pytest.raises(IndexNotFoundError, match="cut short"):
+        Index.open(tmp_path / "copy")
+    index.copy_to(tmp_path / "copy")
+    sound(Index.open(tmp_path / "copy"), holds)
 
 
 def test_killed_between_two_renames(made: tuple[Path, Contents]) -> None:
