@@ -60,12 +60,12 @@ def index(
     """
     from rich.console import Console
 
-    from jacolbert_rag.index.index import MANIFEST_FILE
+    from jacolbert_rag.index import layout
     from jacolbert_rag.retriever import JaColBERTRetriever
 
     console = Console(stderr=True)
     with _errors_for_people():
-        exists = (out / MANIFEST_FILE).is_file()
+        exists = layout.exists(out)
         if exists and model is None:
             retriever = JaColBERTRetriever.load(out)
         else:

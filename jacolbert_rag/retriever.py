@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -22,14 +23,11 @@ from jacolbert_rag.config import (
     IndexSettings,
     LoadOptions,
 )
-from jacolbert_rag.datatypes import (
-    Document,
-    Hit,
-)
+from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
-from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
+from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, IndexWriteError, InvalidInputError
 from jacolbert_rag.index.database import as_stored, check_documents
 from jacolbert_rag.index.index import Damage, Index, View, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
@@ -119,7 +117,7 @@ class JaColBERTRetriever:
         )
         opened = Encoder(loaded, device=device, dtype=dtype, compile=compile)
         if index is not None:
-            return cls._open(Path(index), opened, settings)
+            return cls._open(Path(index).expanduser().resolve(), opened, settings)
         _check_settings(settings)
         settings = settings or IndexSettings()
         folder = Path(tempfile.mkdtemp(prefix="jacolbert-"))
@@ -135,7 +133,7 @@ class JaColBERTRetriever:
         }
         made = Index.create(folder, manifest, durable=False, device=_scoring_device(opened))
         retriever = cls(opened, made, settings)
-        retriever._cleanup = weakref.finalize(retriever, shutil.rmtree, folder, ignore_errors=True)
+        retriever._cleanup = weakref.finalize(retriever, _remove_folder, folder, os.getpid())
         return retriever
 
     @classmethod
@@ -173,8 +171,9 @@ class JaColBERTRetriever:
             IndexMismatchError: the model is another one now.
             CheckpointError: the model cannot be read.
         """
-        manifest = read_manifest(Path(path))
-        with _settings_of(Path(path)):
+        path = Path(path).expanduser().resolve()
+        manifest = read_manifest(path)
+        with _settings_of(path):
             config = EncoderConfig.from_json(manifest["encoder"])
         loaded = checkpoint.load(
             str(model if model is not None else manifest["model"]),
@@ -185,7 +184,7 @@ class JaColBERTRetriever:
             overrides=_overrides(config.overrides(), query_length, None),
         )
         encoder = Encoder(loaded, device=device, dtype=dtype, compile=compile)
-        return cls._open(Path(path), encoder, settings)
+        return cls._open(path, encoder, settings)
 
     @classmethod
     def open(cls, path: str | Path, **options: Unpack[LoadOptions]) -> JaColBERTRetriever:
@@ -195,20 +194,23 @@ class JaColBERTRetriever:
     @classmethod
     def _open(cls, path: Path, encoder: Encoder, settings: IndexSettings | None) -> JaColBERTRetriever:
         index = Index.open(path, device=_scoring_device(encoder))
-        manifest = index.manifest
-        if not _is_made_by(manifest, encoder.checkpoint):
-            raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
-        stored = index.settings
-        _check_settings(settings)
-        if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
-            raise IndexMismatchError(
-                f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
-                f"to {settings.pooling} and {settings.store}. Build a new index with those."
-            )
+        try:
+            manifest, stored = index.manifest, index.settings
+            if not _is_made_by(manifest, encoder.checkpoint):
+                raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
+            _check_settings(settings)
+            if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
+                raise IndexMismatchError(
+                    f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
+                    f"to {settings.pooling} and {settings.store}. Build a new index with those."
+                )
+        except BaseException:
+            index.close()
+            raise
         if settings is not None:
             index.settings = settings
         retriever = cls(encoder, index, settings or stored)
-        index.update_candidates()
+        retriever._update_candidates()
         return retriever
 
     def __len__(self) -> int:
@@ -222,11 +224,13 @@ class JaColBERTRetriever:
             return isinstance(id, str) and bool(view.rows_of([id]))
 
     def __iter__(self) -> Iterator[Document]:
-        """Every document that is there when iteration begins, in order."""
+        """Every document that is there when iteration begins, in order; one that has gone since is left out."""
         with self._index.reading() as view:
             rows = np.flatnonzero(view.snapshot.live)
-            for start in range(0, len(rows), ADD_DOCUMENTS):
-                yield from view.documents(rows[start : start + ADD_DOCUMENTS])
+            ids = [document.id for document in view.documents(rows)]
+        # No view is held while the caller works: compacting and adding go on.
+        for start in range(0, len(ids), ADD_DOCUMENTS):
+            yield from self.get(ids[start : start + ADD_DOCUMENTS])
 
     @property
     def path(self) -> Path | None:
@@ -258,24 +262,63 @@ class JaColBERTRetriever:
         given, distinct = _as_documents(documents)
         parts = self._parts(distinct, split=split)
         with self._writing:
-            self._add([part for document in distinct for part in parts[document.id]], progress=progress)
-            self._delete_former(parts)
+            self._add(parts, {part.id for each in parts.values() for part in each}, set(), progress=progress)
         return [part.id for id in given for part in parts[id]]
 
-    def _add(self, distinct: Sequence[Document], *, progress: bool) -> None:
-        n_cut = 0
-        with self._writing, progress_bar(len(distinct), show=progress) as advance:
-            passages = (document.passage for document in distinct)
-            start = 0
+    def _add(
+        self,
+        parts: Mapping[str, Sequence[Document]],
+        wanted: set[str],
+        restated: set[str],
+        *,
+        progress: bool,
+    ) -> None:
+        """Encode and store parts of documents. Each document changes in one moment.
+
+        Args:
+            parts: id of each document, and its parts; what else is stored of it is deleted.
+            wanted: ids of the parts that are to be encoded.
+            restated: ids of the parts whose token embeddings are stored, with other metadata. Further ones
+                are stored as they are.
+            progress: show a bar.
+        """
+        flat = [part for each in parts.values() for part in each if part.id in wanted]
+        last = {each[-1].id: id for id, each in _encoded_parts(parts, wanted)}  # its last part -> the document
+        n_cut, start = 0, 0
+        waiting: list[Document] = []  # of a document whose last part is not encoded yet
+        held: list[TokenEmbeddings] = []
+        with progress_bar(len(flat), show=progress) as advance:
+            passages = (document.passage for document in flat)
             for embeddings, cut in self.encoder.blocks(passages, size=ADD_DOCUMENTS, on_progress=advance):
-                batch = distinct[start : start + len(embeddings)]
-                start, n_cut = start + len(batch), n_cut + cut
-                pooled = pool_documents(embeddings, self.settings.pooling)
-                # Lists made now would be thrown away when the corpus is pooled anew at the end.
-                self._index.append(batch, pooled, listed=len(distinct) <= ADD_DOCUMENTS)
-        self._index.update_candidates()
+                waiting += flat[start : start + len(embeddings)]
+                held.append(pool_documents(embeddings, self.settings.pooling))
+                start, n_cut = start + len(embeddings), n_cut + cut
+                n_whole = 1 + max((i for i, part in enumerate(waiting) if part.id in last), default=-1)
+                if n_whole:
+                    pooled = TokenEmbeddings.concatenate(held) if len(held) > 1 else held[0]
+                    whole, waiting = waiting[:n_whole], waiting[n_whole:]
+                    done = {last[part.id]: parts[last[part.id]] for part in whole if part.id in last}
+                    # Lists made now would be thrown away when the corpus is pooled anew at the end.
+                    self._index.append(
+                        whole,
+                        pooled.take(range(n_whole)) if waiting else pooled,
+                        listed=len(flat) <= ADD_DOCUMENTS,
+                        restate=_among(restated, done),
+                        delete=self._former(done),
+                    )
+                    held = [pooled.take(range(n_whole, len(pooled)))] if waiting else []
+        rest = {id: each for id, each in parts.items() if id not in set(last.values())}
+        self._index.amend(restate=_among(restated, rest), delete=self._former(rest))
+        self._update_candidates()
         length = self.encoder.checkpoint.config.document_length
-        warn_of_cut_documents(n_cut, len(distinct), length, stacklevel=4)  # the caller of `add`
+        warn_of_cut_documents(n_cut, len(flat), length, stacklevel=4)  # the caller of `add`
+
+    def _update_candidates(self) -> None:
+        """Bring what is derived up to date. Where that cannot be written, searches take longer, and no more."""
+        try:
+            self._index.update_candidates()
+        except IndexWriteError as error:
+            logger.warning("%s Searches go on, and take longer until then.", error)
 
     def upsert(
         self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
@@ -294,8 +337,8 @@ class JaColBERTRetriever:
         with self._writing:
             stored = {document.id: document for document in self.get([part.id for part in given])}
             changed = [part for part in given if stored.get(part.id) != as_stored(part)]
-            self._add(self._add_known_passages(changed), progress=progress)
-            self._delete_former(parts)
+            restated = {part.id for part in changed if _passage_of(stored.get(part.id)) == part.passage}
+            self._add(parts, {part.id for part in changed} - restated, restated, progress=progress)
         return [part.id for part in changed]
 
     def _parts(self, documents: Sequence[Document], *, split: bool) -> dict[str, list[Document]]:
@@ -307,31 +350,14 @@ class JaColBERTRetriever:
         check_documents([part for document in documents for part in parts[document.id]])
         return parts
 
-    def _add_known_passages(self, documents: Sequence[Document]) -> list[Document]:
-        """Store documents whose passage is there already, with its embeddings; the others are returned."""
-        others: list[Document] = []
-        for start in range(0, len(documents), ADD_DOCUMENTS):
-            batch = documents[start : start + ADD_DOCUMENTS]
-            with self._index.reading() as view:
-                rows = view.rows_of([document.id for document in batch])
-                stored = {d.id: d.passage for d in view.documents(list(rows.values()))}
-                known = [document for document in batch if stored.get(document.id) == document.passage]
-                known.sort(key=lambda document: rows[document.id])
-                embeddings = view.snapshot.embeddings(np.array([rows[d.id] for d in known], dtype=np.int64))
-            self._index.append(known, embeddings)
-            others += [document for document in batch if stored.get(document.id) != document.passage]
-        return others
-
-    def _delete_former(self, parts: Mapping[str, Sequence[Document]]) -> None:
-        """Delete what is stored of these documents and no longer part of them: chunks, or the whole."""
+    def _former(self, parts: Mapping[str, Sequence[Document]]) -> list[str]:
+        """Ids of what is stored of these documents and no longer part of them: chunks, or the whole."""
         stale: list[str] = []
         with self._index.reading() as view:
             for id, current in parts.items():
                 kept = {part.id for part in current}
                 stale += [former for former in (id, *_chunks_of(view, id)) if former not in kept]
-            stale = list(view.rows_of(stale))
-        if stale:
-            self._index.delete(stale)  # these alone: `delete` would take the chunks that replace a whole
+            return list(view.rows_of(stale))
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Remove documents, with their chunks where they were split.
@@ -393,10 +419,7 @@ class JaColBERTRetriever:
             else:
                 config = self.settings.candidates
                 found = [snapshot.search_candidates(query, k, config) for query in embedded]
-            return [
-                [Hit(d, float(s)) for d, s in zip(view.documents(rows), scores, strict=True)]
-                for rows, scores in found
-            ]
+            return [_hits(view, rows, scores) for rows, scores in found]
 
     def rerank(self, query: str, documents: Iterable[str | Document], k: int | None = None) -> list[Hit]:
         """Order documents that came from elsewhere; nothing is stored.
@@ -438,12 +461,12 @@ class JaColBERTRetriever:
                 return
             self._index.copy_to(folder)
             if self._cleanup is not None:
-                settings = self._index.settings
-                self._index.close()
-                self._cleanup()
-                self._cleanup = None
-                self._index = Index.open(folder, device=_scoring_device(self.encoder))
-                self._index.settings = settings
+                former, cleanup = self._index, self._cleanup
+                live = Index.open(folder, device=former.device)
+                live.settings = former.settings
+                self._index, self._cleanup = live, None
+                former.close()  # searches that are under way end by themselves
+                cleanup()
 
     def refresh(self) -> bool:
         """Read what other processes have written, now rather than at the next search.
@@ -489,6 +512,38 @@ class JaColBERTRetriever:
         from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
         return LlamaIndexRetriever(engine=self, similarity_top_k=k)
+
+
+def _encoded_parts(
+    parts: Mapping[str, Sequence[Document]], wanted: set[str]
+) -> Iterator[tuple[str, list[Document]]]:
+    """Each document that has parts to encode, and those parts."""
+    for id, each in parts.items():
+        if encoded := [part for part in each if part.id in wanted]:
+            yield id, encoded
+
+
+def _among(ids: set[str], parts: Mapping[str, Sequence[Document]]) -> list[Document]:
+    return [part for each in parts.values() for part in each if part.id in ids]
+
+
+def _passage_of(document: Document | None) -> str | None:
+    return document.passage if document is not None else None
+
+
+def _hits(view: View, rows: IntArray, scores: FloatArray) -> list[Hit]:
+    documents = view.documents(rows)
+    if len(documents) != len(rows):
+        raise IndexCorruptError(
+            "Some of the documents that were found have no text in the index. verify() tells which file is damaged."
+        )
+    return [Hit(d, float(s)) for d, s in zip(documents, scores, strict=True)]
+
+
+def _remove_folder(folder: Path, process: int) -> None:
+    """Remove the folder of an unsaved index; a process that was forked from the one that made it leaves it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _scoring_device(encoder: Encoder) -> str:

@@ -22,19 +22,23 @@ from jacolbert_rag.index.files import FileRecord
 BATCH = 500  # variables of one statement; SQLite's least limit is 999
 LOCK_SECONDS = 60  # a writer waits so long for another process to finish its write
 
-_SCHEMA = """
-CREATE TABLE documents (
-    row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
-    title BLOB NOT NULL, text BLOB NOT NULL, metadata TEXT NOT NULL, checksum BLOB NOT NULL
-);
-CREATE TABLE segments (
-    first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL,
-    coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL
-);
-CREATE TABLE dead (row INTEGER PRIMARY KEY);
-CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, checksum TEXT NOT NULL);
-CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+APPLICATION_ID = 0x4A61436F  # "JaCo", in the file's header: what tells an index's database from any other
+FORMAT_VERSION = 2
+
+_SCHEMA = (
+    """CREATE TABLE documents (
+        row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
+        title BLOB NOT NULL, text BLOB NOT NULL, metadata TEXT NOT NULL, checksum BLOB NOT NULL
+    )""",
+    "CREATE TABLE dead (row INTEGER PRIMARY KEY)",
+    """CREATE TABLE segments (
+        first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL,
+        coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL
+    )""",
+    "CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, checksum TEXT NOT NULL)",
+    "CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+_TABLES = ("documents", "dead", "segments", "files", "state")
 
 
 @dataclass(frozen=True)
@@ -65,48 +69,119 @@ class SegmentRow:
         return self.first_row + self.n_rows
 
 
-def connect(path: Path, *, durable: bool, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, durable: bool, new: bool = False) -> sqlite3.Connection:
     """A connection whose transactions are begun and ended by hand, for one thread at a time.
 
     Args:
-        path: of the file; it must be there, but for an index that is being made.
+        path: of the file.
         durable: whether a committed transaction must survive a power cut.
-        read_only: for a folder that cannot be written, where SQLite can keep no lock: nobody writes it.
+        new: whether to make the file where it is missing or empty.
+
+    Raises:
+        sqlite3.OperationalError: it is missing.
     """
-    if read_only:
-        log = path.with_name(path.name + "-wal")
-        # Without a log there is nothing to lock, and then SQLite need not make the files that locks live in.
-        whole = not log.exists() or not log.stat().st_size
-        uri = path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if whole else "")
-        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
-    sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
-    sql.execute("PRAGMA journal_mode=WAL")
-    sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    uri = f"{path.resolve().as_uri()}?mode={'rwc' if new else 'rw'}"
+    sql = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
+    try:
+        if new and not is_ours(sql) and not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            sql.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            sql.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+        sql.execute("PRAGMA journal_mode=WAL")
+        sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    except BaseException:
+        sql.close()
+        raise
     return sql
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a file in a folder that this process may not write.
+
+    Raises:
+        sqlite3.OperationalError: a writer left a log and is gone; only who may write can fold it in.
+    """
+    return sqlite3.connect(read_only_uri(path), uri=True, check_same_thread=False, isolation_level=None)
+
+
+def read_only_uri(path: Path) -> str:
+    """The address of a file that may only be read, in SQLite's form."""
+    # SQLite keeps readers from writers by files beside the database, which it cannot make here. Where no
+    # writer is at work there are none, and it must be told that nothing changes.
+    return path.resolve().as_uri() + "?mode=ro" + ("" if has_log(path) else "&immutable=1")
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes where somebody writes a file or puts another in its place."""
+    found: list[int] = []
+    for each in (path, _log(path)):
+        try:
+            stat = each.stat()
+        except FileNotFoundError:
+            found.append(-1)
+        else:
+            found += [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    return tuple(found)
+
+
+def has_log(path: Path) -> bool:
+    """Whether a writer is at work, or left its log."""
+    return _log(path).exists()
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def is_ours(sql: sqlite3.Connection) -> bool:
+    """Whether this is the database of an index, made or half made."""
+    return bool(sql.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+
+
+def format_version(sql: sqlite3.Connection) -> int:
+    """Of the index."""
+    return int(sql.execute("PRAGMA user_version").fetchone()[0])
+
+
+def is_made(sql: sqlite3.Connection) -> bool:
+    """Whether the transaction that made the index was committed."""
+    return bool(sql.execute("SELECT count(*) FROM main.sqlite_master WHERE name = 'state'").fetchone()[0])
+
+
 def create(sql: sqlite3.Connection) -> None:
-    """Make the tables of an empty index."""
-    sql.executescript(_SCHEMA)
+    """Make the tables of an empty index, within a transaction."""
+    for statement in _SCHEMA:
+        sql.execute(statement)
+
+
+def take_over(sql: sqlite3.Connection) -> None:
+    """Put all that the attached database "source" holds in the place of what is here, within a transaction."""
+    former = generation(sql) if is_made(sql) else 0
+    if not is_made(sql):
+        create(sql)
+    for table in _TABLES:
+        sql.execute(f"DELETE FROM main.{table}")
+        sql.execute(f"INSERT INTO main.{table} SELECT * FROM source.{table}")
+    # Another number than either had, so that readers of both see that something has changed.
+    write_state(sql, generation=max(former, generation(sql)) + 1)
 
 
 def read_state(sql: sqlite3.Connection) -> dict[str, Any]:
     """All that is neither a document, a segment nor a file: the generation, and what is derived."""
-    return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM state")}
+    return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM main.state")}
 
 
 def write_state(sql: sqlite3.Connection, **values: Any) -> None:
     """Set keys of the state; None removes one."""
     for key, value in values.items():
         if value is None:
-            sql.execute("DELETE FROM state WHERE key = ?", (key,))
+            sql.execute("DELETE FROM main.state WHERE key = ?", (key,))
         else:
-            sql.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, json.dumps(value)))
+            sql.execute("INSERT OR REPLACE INTO main.state VALUES (?, ?)", (key, json.dumps(value)))
 
 
 def generation(sql: sqlite3.Connection) -> int:
     """How many writes were committed."""
-    found = sql.execute("SELECT value FROM state WHERE key = 'generation'").fetchone()
+    found = sql.execute("SELECT value FROM main.state WHERE key = 'generation'").fetchone()
     return int(found[0]) if found else 0
 
 
@@ -122,9 +197,9 @@ def replace_segments(sql: sqlite3.Connection, old: Iterable[SegmentRow], new: It
     sql.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(s) for s in new])
 
 
-def files(sql: sqlite3.Connection) -> dict[str, FileRecord]:
-    """Every file that counts, by its name."""
-    rows = sql.execute("SELECT name, size, checksum FROM files")
+def files(sql: sqlite3.Connection, of: str = "main") -> dict[str, FileRecord]:
+    """Every file that counts, by its name; of this database or of one that is attached."""
+    rows = sql.execute(f"SELECT name, size, checksum FROM {of}.files")
     return {name: FileRecord(name, size, checksum) for name, size, checksum in rows}
 
 
@@ -145,6 +220,17 @@ def insert(sql: sqlite3.Connection, rows: Sequence[int] | IntArray, documents: S
         "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)",
         [
             (int(row), *encoded, _checksum(encoded))
+            for row, encoded in zip(rows, map(_encode, documents), strict=True)
+        ],
+    )
+
+
+def update(sql: sqlite3.Connection, rows: Iterable[int], documents: Iterable[Document]) -> None:
+    """Put documents in the place of those of the same ids, in the same rows."""
+    sql.executemany(
+        "UPDATE documents SET title = ?, text = ?, metadata = ?, checksum = ? WHERE row = ? AND id = ?",
+        [
+            (*encoded[1:], _checksum(encoded), int(row), encoded[0])
             for row, encoded in zip(rows, map(_encode, documents), strict=True)
         ],
     )
@@ -211,7 +297,7 @@ def damage(sql: sqlite3.Connection) -> list[str]:
         for id, *rest in sql.execute("SELECT id, title, text, metadata, checksum FROM documents"):
             if _checksum((id, *rest[:3])) != rest[3]:
                 problems.append(f"the document {_text(id)!r} is not what was stored")
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, TypeError) as error:  # a value of another type
         problems = [str(error)]
     return problems
 

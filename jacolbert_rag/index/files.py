@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import threading
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,6 @@ def read_bytes(folder: Path, expected: FileRecord) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise FileVanishedError(path) from error
-    except OSError as error:
-        raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
     found = hashlib.blake2b(data, digest_size=16).hexdigest()
     if found != expected.checksum:
         raise IndexCorruptError(f"{path} has the checksum {found}, expected {expected.checksum}. {MEND}")
@@ -161,9 +160,7 @@ def _load(
     try:
         with _READING_HEADER:
             array: npt.NDArray[Any] = np.load(source, **options)
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise IndexCorruptError(
@@ -192,12 +189,13 @@ def check(folder: Path, expected: FileRecord) -> Path:
 def damage(folder: Path, expected: FileRecord) -> str | None:
     """What is wrong with a file, in words; None where it is what it should be."""
     path = folder / expected.name
-    if not path.is_file():
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            return f"{path} has {size:,} bytes, expected {expected.size:,}"
+        found = checksum(path)
+    except FileNotFoundError:
         return f"{path} is missing"
-    size = path.stat().st_size
-    if size != expected.size:
-        return f"{path} has {size:,} bytes, expected {expected.size:,}"
-    found = checksum(path)
     if found != expected.checksum:
         return f"{path} has the checksum {found}, expected {expected.checksum}"
     return None
@@ -212,7 +210,8 @@ def sync(path: Path) -> None:
     """Have a file or a folder's entries on the disk before going on."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder; its renames are journaled
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows syncs only what is open for writing.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

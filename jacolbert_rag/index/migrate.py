@@ -6,12 +6,13 @@ float16 or float32, beside embeddings/NAME.offsets.npy; candidates/, which is de
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sqlite3
 import string
-import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,55 @@ import numpy as np
 
 from jacolbert_rag.datatypes import Document, TokenEmbeddings
 from jacolbert_rag.errors import IndexCorruptError
-from jacolbert_rag.index import database
-from jacolbert_rag.index.files import MEND, sync
-from jacolbert_rag.index.index import Index, replace_folder
+from jacolbert_rag.index import database, layout
+from jacolbert_rag.index.files import MEND
+from jacolbert_rag.index.index import Index
+from jacolbert_rag.index.layout import FORMER_DATABASE, MIGRATING, Kind
 
-DOCUMENTS_FILE = "documents.sqlite"  # of format 1
+logger = logging.getLogger(__name__)
+
 APPENDED = 1_000  # documents copied at once
 
 
 def migrate(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Put an index of format 2 in the place of one of format 1. A kill leaves the former one whole.
+    """Make an index of format 1 one of format 2, in its folder. A kill leaves the former one whole.
+
+    Args:
+        folder: of the index.
+        manifest: of format 1.
 
     Raises:
         IndexCorruptError: a file of it is missing or unreadable.
+        OSError, sqlite3.OperationalError: the folder cannot be written, or another process is at it too long.
     """
-    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path = (folder / FORMER_DATABASE).as_uri()
+        former = sqlite3.connect(
+            f"{path}?mode=rw", uri=True, isolation_level=None, timeout=database.LOCK_SECONDS
+        )
+        with closing(former):
+            former.execute("BEGIN EXCLUSIVE")  # ends with this process; another one waits, and finds it done
+            _migrate(folder, manifest, former)
+    except sqlite3.OperationalError:
+        if layout.kind(folder) is Kind.FORMER:
+            raise
+    except (sqlite3.DatabaseError, ValueError, KeyError, EOFError, FileNotFoundError) as error:
+        raise IndexCorruptError(f"{folder} is of format 1, and not readable ({error}). {MEND}") from error
+
+
+def _migrate(folder: Path, manifest: Mapping[str, Any], former: sqlite3.Connection) -> None:
+    if layout.kind(folder) is not Kind.FORMER:
+        return
+    logger.warning("The index %s is of format 1: it is made one of format 2, once.", folder)
+    new = folder / MIGRATING
+    shutil.rmtree(new, ignore_errors=True)
     try:
         index = Index.create(new, _manifest(manifest), durable=False)
-        for documents, embeddings in _documents(folder):
+        for documents, embeddings in _documents(folder, former):
             index.append(documents, embeddings, listed=False)
         index.update_candidates()
+        index.copy_to(folder)
         index.close()
-        for path in [*new.rglob("*"), new]:
-            sync(path)
-        replace_folder(new, folder)
-    except (sqlite3.DatabaseError, OSError, ValueError, EOFError) as error:
-        raise IndexCorruptError(f"{folder} is of format 1, and not readable ({error}). {MEND}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -65,23 +89,19 @@ def _manifest(former: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _documents(folder: Path) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
+def _documents(folder: Path, sql: sqlite3.Connection) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
     """All documents in order, with their token embeddings."""
-    sql = sqlite3.connect(folder / DOCUMENTS_FILE)
-    try:
-        segments = sql.execute("SELECT first_row, n_rows, name FROM segments ORDER BY first_row").fetchall()
-        for first, n_rows, name in segments:
-            flat = np.load(folder / "embeddings" / f"{name}.npy")
-            offsets = np.load(folder / "embeddings" / f"{name}.offsets.npy")
-            segment = TokenEmbeddings(flat, offsets)
-            if len(segment) != n_rows:
-                raise ValueError(f"{name}.offsets.npy has {len(segment)} documents, not {n_rows}")
-            for start in range(first, first + n_rows, APPENDED):
-                found = sql.execute(
-                    "SELECT row, id, title, text, metadata FROM documents WHERE row >= ? AND row < ? ORDER BY row",
-                    (start, min(start + APPENDED, first + n_rows)),
-                ).fetchall()
-                rows = np.array([row for row, *_ in found], dtype=np.int64) - first
-                yield [database.decode(*values) for _, *values in found], segment.take(rows)
-    finally:
-        sql.close()
+    segments = sql.execute("SELECT first_row, n_rows, name FROM segments ORDER BY first_row").fetchall()
+    for first, n_rows, name in segments:
+        flat = np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
+        offsets = np.load(folder / "embeddings" / f"{name}.offsets.npy")
+        segment = TokenEmbeddings(flat, offsets)
+        if len(segment) != n_rows or offsets[-1] != len(flat):
+            raise ValueError(f"{name}.npy has {len(flat)} tokens of {len(segment)} documents")
+        for start in range(first, first + n_rows, APPENDED):
+            found = sql.execute(
+                "SELECT row, id, title, text, metadata FROM documents WHERE row >= ? AND row < ? ORDER BY row",
+                (start, min(start + APPENDED, first + n_rows)),
+            ).fetchall()
+            rows = np.array([row for row, *_ in found], dtype=np.int64) - first
+            yield [database.decode(*values) for _, *values in found], segment.take(rows)

@@ -41,16 +41,29 @@ class Postings:
         return cls(found, offsets, (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
 
     @classmethod
-    def unpack(cls, packed: Uint32Array) -> Postings:
+    def unpack(cls, packed: Uint32Array, n_rows: int) -> Postings:
         """What `packed` put into one array; views of it.
 
+        Args:
+            packed: (n,) uint32.
+            n_rows: of the run.
+
         Raises:
-            ValueError: the array is not what `packed` makes.
+            ValueError: the array is not what `packed` makes for such a run.
         """
         n = int(packed[0]) if len(packed) else -1
-        if n < 0 or len(packed) < 2 * n + 2 or int(packed[2 * n + 1]) != len(packed) - 2 * n - 2:
+        if n < 0 or len(packed) < 2 * n + 2:
             raise ValueError("not an array of posting lists")
-        return cls(packed[1 : n + 1], packed[n + 1 : 2 * n + 2], packed[2 * n + 2 :])
+        lists = cls(packed[1 : n + 1], packed[n + 1 : 2 * n + 2], packed[2 * n + 2 :])
+        if (
+            lists.offsets[0] != 0
+            or lists.offsets[-1] != len(lists.rows)
+            or np.any(lists.offsets[1:] < lists.offsets[:-1])
+            or np.any(lists.pooled[1:] <= lists.pooled[:-1])
+            or (len(lists.rows) and lists.rows.max() >= n_rows)
+        ):
+            raise ValueError("posting lists that contradict themselves")
+        return lists
 
     def packed(self) -> Uint32Array:
         """(1 + n_lists + n_lists + 1 + n_entries,) uint32: n_lists, then the three arrays."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from jacolbert_rag.config import StoredDtype
 from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray, offsets_of
+from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index.pooling import nearest
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Codec:
         products += self._offset * asked.sum(dim=0)
         products *= _float16(stored[:, 2:4])
         near = torch.from_numpy(self._known_centroids).to(query.device) @ asked
-        labels = stored[:, 0].long() + 256 * stored[:, 1].long()
+        labels = torch.from_numpy(self._labels(codes)).to(query.device)
         return products.add_(near[labels])
 
     def _encode_int8(self, flat: FloatArray, codes: CodeArray) -> None:
@@ -168,7 +169,14 @@ class Codec:
         return self.centroids
 
     def _labels(self, codes: CodeArray) -> IntArray:
-        return np.ascontiguousarray(codes[:, :2]).view(np.uint16)[:, 0].astype(np.int64)
+        labels = np.ascontiguousarray(codes[:, :2]).view(np.uint16)[:, 0].astype(np.int64)
+        # A GPU that is told to look beyond the end of a table is of no use to its process any more.
+        if len(labels) and labels.max() >= len(self._known_centroids):
+            raise IndexCorruptError(
+                f"Stored token embeddings name the centroid {labels.max()} of {len(self._known_centroids)}: a "
+                "file of the index is damaged. verify() tells which."
+            )
+        return labels
 
     def _residual_step(self, codes: CodeArray) -> FloatArray:
         return np.ascontiguousarray(codes[:, 2:4]).view(np.float16)[:, 0].astype(np.float32)

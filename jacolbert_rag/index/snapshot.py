@@ -10,7 +10,6 @@ import numpy as np
 
 from jacolbert_rag.config import CandidateConfig
 from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenArray, TokenEmbeddings
-from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index.candidates import PooledVectors
 from jacolbert_rag.index.database import SegmentRow
 from jacolbert_rag.index.maxsim import maxsim, maxsim_many
@@ -109,13 +108,7 @@ class Snapshot:
             if segment.postings is None:
                 unlisted.append(np.arange(rows.start, rows.stop, dtype=np.int64))
             else:
-                try:
-                    total[rows] = segment.postings.gains(pooled, gains, segment.row.n_rows)
-                except IndexError as error:
-                    raise IndexCorruptError(
-                        f"The posting lists {segment.row.lists} name rows that are not there. rebuild() makes "
-                        "them anew; verify() tells what else is damaged."
-                    ) from error
+                total[rows] = segment.postings.gains(pooled, gains, segment.row.n_rows)
         total[~self.live] = 0
         proposed: IntArray = np.flatnonzero(total)
         if len(proposed) > n:
