@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 import typer
 
 from benchmarks import embedded, machine
@@ -21,7 +21,14 @@ from benchmarks.index import K, ndcg, overlap, say
 from benchmarks.settings import TRIES, WORK
 from benchmarks.spread import percentile
 from benchmarks.texts import SHARED_DATA
-from jacolbert_rag.config import CandidateConfig, IndexSettings, PoolingConfig, SearchConfig, StoreConfig, StoredDtype
+from jacolbert_rag.config import (
+    CandidateConfig,
+    IndexSettings,
+    PoolingConfig,
+    SearchConfig,
+    StoreConfig,
+    StoredDtype,
+)
 from jacolbert_rag.datatypes import Document, TokenEmbeddings
 from jacolbert_rag.index.index import Index
 from jacolbert_rag.index.pooling import pool_documents
@@ -60,7 +67,9 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the corpora.", metavar="FOLDER")] = SHARED_DATA,
     work: Annotated[Path, typer.Option(help="Embeddings, indexes.", metavar="FOLDER")] = WORK / "index",
     results: Annotated[Path, typer.Option(help="Where the results go; replaced.", metavar="FOLDER")] = TRIES,
-    table: Annotated[list[str] | None, typer.Option(help="storage, candidates or exact; all where not given.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="storage, candidates or exact; all where not given.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="All cores where not given.")] = None,
 ) -> None:
     """Measure the choices behind the index's defaults."""
@@ -105,7 +114,11 @@ def storage(given: Embedded, work: Path) -> list[Record]:
         for dtype in get_args(StoredDtype):
             row = stored(given, pooled, dtype, work) | {"factor": factor, "dtype": dtype}
             rows.append(row | {"share": row["ndcg@10"] / rows[0]["ndcg@10"] if rows else 1.0})
-            say("{dtype}, factor {factor}: nDCG@10 {ndcg@10:.4f}, {bytes_per_passage:,.0f} bytes a passage".format(**row))
+            say(
+                "{dtype}, factor {factor}: nDCG@10 {ndcg@10:.4f}, {bytes_per_passage:,.0f} bytes a passage".format(
+                    **row
+                )
+            )
     return rows
 
 
@@ -116,7 +129,7 @@ def pooled_blocks(given: Embedded, factor: int) -> Iterator[TokenEmbeddings]:
 
 
 def stored(given: Embedded, blocks: Sequence[TokenEmbeddings], dtype: StoredDtype, work: Path) -> Record:
-    """nDCG and bytes of one coding, searched exactly."""
+    """NDCG and bytes of one coding, searched exactly."""
     settings = IndexSettings(store=StoreConfig(dtype=dtype), search=SearchConfig(exact_below=10**9))
     index = create(work, settings, given.about["dim"])
     add(index, blocks)
@@ -137,13 +150,17 @@ def candidates(given: Embedded, work: Path) -> list[Record]:
     index = create(work, IndexSettings(), given.about["dim"])
     add(index, blocks)
     with index.reading() as view:
-        exact_rows = [rows.tolist() for rows, _ in view.snapshot.search_exact(given.queries.take(range(N_TIMED)), K)]
+        exact_rows = [
+            rows.tolist() for rows, _ in view.snapshot.search_exact(given.queries.take(range(N_TIMED)), K)
+        ]
     default = CandidateConfig()
     rows = []
     built: CandidateConfig | None = None
     for name, values in VARIED.items():
         for value in values:
-            config = replace(default, **{name: value, **({"ef_search": max(96, value)} if name == "n_nearest" else {})})
+            config = replace(
+                default, **{name: value, **({"ef_search": max(96, value)} if name == "n_nearest" else {})}
+            )
             to_build = default if name in AT_SEARCH else config
             if to_build != built:
                 index.settings = replace(index.settings, candidates=to_build)
@@ -151,21 +168,30 @@ def candidates(given: Embedded, work: Path) -> list[Record]:
                 index.update_candidates(anew=True)
                 built, build_s = to_build, time.perf_counter() - start
             row = asked(index, given, config, exact_rows)
-            rows.append({"setting": name, "value": value, "is_default": config == default, "build_s": build_s, **row})
+            rows.append(
+                {"setting": name, "value": value, "is_default": config == default, "build_s": build_s, **row}
+            )
             say("{setting} {value}: like exact {like_exact:.4f}, p50 {p50_ms:.1f} ms".format(**rows[-1]))
     index.close()
     return rows
 
 
-def asked(index: Index, given: Embedded, config: CandidateConfig, exact_rows: Sequence[Sequence[int]]) -> Record:
+def asked(
+    index: Index, given: Embedded, config: CandidateConfig, exact_rows: Sequence[Sequence[int]]
+) -> Record:
     """Speed and likeness of one setting."""
+    ms, found = [], []
     with index.reading() as view:
         for query in given.queries.take(range(N_TIMED)):
             start = time.perf_counter()
             rows, _ = view.snapshot.search_candidates(query, K, config)
             ms.append((time.perf_counter() - start) * 1000)
             found.append(rows.tolist())
-        derived = [path for path in (index.folder / "files").iterdir() if not path.name.endswith((".tokens.npy", ".offsets.npy", ".codebook.npy"))]
+        derived = [
+            path
+            for path in (index.folder / "files").iterdir()
+            if not path.name.endswith((".tokens.npy", ".offsets.npy", ".codebook.npy"))
+        ]
     return {
         "like_exact": overlap(found, exact_rows),
         "p50_ms": percentile(ms, 50),
@@ -186,9 +212,12 @@ def exact(given: Embedded, work: Path) -> list[Record]:
         with index.reading() as view:
             for i in range(N_TIMED):
                 query = given.queries.take([i])
-                calls = [
-                    ("exact", lambda query=query: view.snapshot.search_exact(query, K)),
-                    ("candidates", lambda query=query: view.snapshot.search_candidates(query[0], K, settings.candidates)),
+                calls: list[tuple[str, Callable[[], object]]] = [
+                    ("exact", partial(view.snapshot.search_exact, query, K)),
+                    (
+                        "candidates",
+                        partial(view.snapshot.search_candidates, query[0], K, settings.candidates),
+                    ),
                 ]
                 for name, call in calls if i % 2 else calls[::-1]:
                     start = time.perf_counter()
@@ -196,7 +225,11 @@ def exact(given: Embedded, work: Path) -> list[Record]:
                     ms[name].append((time.perf_counter() - start) * 1000)
         index.close()
         rows.append({"n": n, **{f"{name}_p50_ms": percentile(taken, 50) for name, taken in ms.items()}})
-        say("{n:,} passages: exact {exact_p50_ms:.1f} ms, candidates {candidates_p50_ms:.1f} ms".format(**rows[-1]))
+        say(
+            "{n:,} passages: exact {exact_p50_ms:.1f} ms, candidates {candidates_p50_ms:.1f} ms".format(
+                **rows[-1]
+            )
+        )
     return rows
 
 

@@ -139,7 +139,7 @@ def _passages(data: Path, n: int) -> tuple[list[str], list[str]]:
 
 
 def _paragraphs(data: Path, n: int) -> Iterator[str]:
-    """n long paragraphs of all other texts, shuffled."""
+    """N long paragraphs of all other texts, shuffled."""
     found = []
     for path in sorted((data / "text").glob("*.txt.xz")):
         if path.name.split(".")[0] not in LEFT_OUT:

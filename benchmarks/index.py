@@ -6,10 +6,10 @@ python -m benchmarks.index --pylate PYTHON --fast-plaid PYTHON --lancedb PYTHON
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ import typer
 from benchmarks import embedded, machine
 from benchmarks.blocklog import BlockLog
 from benchmarks.embedded import Embedded
-from benchmarks.settings import ROOT, TRIES, WORK
+from benchmarks.settings import TRIES, WORK
 from benchmarks.spread import percentile, ratios, spread
 from benchmarks.texts import SHARED_DATA
 from benchmarks.turns import rotated
@@ -60,7 +60,8 @@ class Steps:
         if step not in self._done:
             self._done[step] = measure()
             self._log.append({"step": step, "found": self._done[step]})
-        return self._done[step]
+        found: Record = self._done[step]
+        return found
 
     def finish(self) -> None:
         """Put the log aside."""
@@ -81,7 +82,9 @@ class Bench:
         system = self.systems[name]
         stderr = self.work / "messages" / f"{name}-{n}.txt"
         worker = Worker(system, threads=self.threads, stderr=stderr, script=WORKER)
-        found = worker.ask("load", system=system.kind, folder=str(self.data.folder), n=n, threads=self.threads)
+        found = worker.ask(
+            "load", system=system.kind, folder=str(self.data.folder), n=n, threads=self.threads
+        )
         self.versions[name] = found["versions"]
         return worker
 
@@ -117,9 +120,10 @@ class Bench:
                 except WorkerError as error:
                     say(f"{name} failed: {error}")
                     workers.pop(name)
-            say(f"{n:,} passages, block {i + 1} of {N_BLOCKS}: p50 " + ", ".join(
-                f"{name} {percentile(reply['ms'], 50):.1f} ms" for name, reply in replies.items()
-            ))
+            say(
+                f"{n:,} passages, block {i + 1} of {N_BLOCKS}: p50 "
+                + ", ".join(f"{name} {percentile(reply['ms'], 50):.1f} ms" for name, reply in replies.items())
+            )
             return replies
 
         with ExitStack() as stack:
@@ -135,7 +139,7 @@ class Bench:
                     found[name]["not_run"] = f"failed: {error}"
                     workers.pop(name, None)
             for i in range(N_BLOCKS):
-                for name, reply in steps.once(f"search {n} {i}", lambda i=i: block(i)).items():
+                for name, reply in steps.once(f"search {n} {i}", partial(block, i)).items():
                     found[name]["ms"].append(reply["ms"])
                     found[name]["found"] += reply["found"]
         return found
@@ -154,18 +158,34 @@ class Bench:
             small = worker.ask("add", first=last, stop=n, at_once=ADDED_AT_ONCE)["seconds"]
             answers = worker.ask("search", first=0, stop=N_QUESTIONS[n], k=K)
             weighed = worker.ask("close", path=str(path))
-        return {"adds_s": adds, "small_adds_s": small, "found": answers["found"], "ms": answers["ms"], **weighed}
+        return {
+            "adds_s": adds,
+            "small_adds_s": small,
+            "found": answers["found"],
+            "ms": answers["ms"],
+            **weighed,
+        }
 
 
 @app.command()
 def main(
-    pylate: Annotated[str | None, typer.Option(help="Interpreter that has PyLate and voyager 2.1.0.", metavar="PYTHON")] = None,
-    fast_plaid: Annotated[str | None, typer.Option(help="Interpreter that has fast-plaid.", metavar="PYTHON")] = None,
-    lancedb: Annotated[str | None, typer.Option(help="Interpreter that has LanceDB.", metavar="PYTHON")] = None,
-    size: Annotated[list[int] | None, typer.Option(min=1, help="Passages; may be repeated.", metavar="N")] = None,
+    pylate: Annotated[
+        str | None, typer.Option(help="Interpreter that has PyLate and voyager 2.1.0.", metavar="PYTHON")
+    ] = None,
+    fast_plaid: Annotated[
+        str | None, typer.Option(help="Interpreter that has fast-plaid.", metavar="PYTHON")
+    ] = None,
+    lancedb: Annotated[
+        str | None, typer.Option(help="Interpreter that has LanceDB.", metavar="PYTHON")
+    ] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Passages; may be repeated.", metavar="N")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="All cores where not given.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of the corpora.", metavar="FOLDER")] = SHARED_DATA,
-    work: Annotated[Path, typer.Option(help="Embeddings, indexes, logs of cut runs.", metavar="FOLDER")] = WORK / "index",
+    work: Annotated[
+        Path, typer.Option(help="Embeddings, indexes, logs of cut runs.", metavar="FOLDER")
+    ] = WORK / "index",
     results: Annotated[Path, typer.Option(help="Where index.json goes; replaced.", metavar="FOLDER")] = TRIES,
 ) -> None:
     """Measure the index beside its peers; a run that was cut goes on where it stopped."""
@@ -234,7 +254,7 @@ def measure_size(bench: Bench, n: int, steps: Steps) -> Record:
     for turn in range(OUR_BUILDS):  # ours first, last, and between those of peers
         for name in built:
             if turn == 0 or name == OURS:
-                built[name].append(steps.once(f"build {n} {name} {turn}", lambda name=name: bench.build(name, n)))
+                built[name].append(steps.once(f"build {n} {name} {turn}", partial(bench.build, name, n)))
     ready = [name for name, builds in built.items() if "not_run" not in builds[-1]]
     rows |= {name: builds[-1] for name, builds in built.items() if name not in ready}
     asked = bench.search(ready, n, steps)
@@ -244,8 +264,15 @@ def measure_size(bench: Bench, n: int, steps: Steps) -> Record:
         if "not_run" in asked[name] or len(asked[name]["ms"]) < N_BLOCKS:
             rows[name] = {"not_run": asked[name].get("not_run", "failed while it searched")}
             continue
-        rows[name] = row(built[name], asked[name], exact, n) | {"ndcg@10": ndcg(bench.data, asked[name]["found"], qrels)}
-    found: Record = {"n": n, "n_tokens": int(bench.data.offsets[n]), "systems": rows, "ratios": ratio_table(asked, built, n)}
+        rows[name] = row(built[name], asked[name], exact, n) | {
+            "ndcg@10": ndcg(bench.data, asked[name]["found"], qrels)
+        }
+    found: Record = {
+        "n": n,
+        "n_tokens": int(bench.data.offsets[n]),
+        "systems": rows,
+        "ratios": ratio_table(asked, built, n),
+    }
     if n > GROWN_FROM:
         grown = steps.once(f"grow {n}", lambda: bench.grow(n))
         found["grown"] = {
@@ -300,7 +327,9 @@ def overlap(found: Sequence[Sequence[int]], exact: Sequence[Sequence[int]]) -> f
     return float(np.mean(shares))
 
 
-def ndcg(data: Embedded, found: Sequence[Sequence[int]], qrels: Mapping[str, Mapping[str, int]]) -> float | None:
+def ndcg(
+    data: Embedded, found: Sequence[Sequence[int]], qrels: Mapping[str, Mapping[str, int]]
+) -> float | None:
     """nDCG@10 of the questions that have a relevant passage; None where there is none."""
     from evals.metrics import mean, per_query
 

@@ -46,7 +46,15 @@ def line(signed: dict[str, Any]) -> str:
     """A signature in one line, for the foot of a table."""
     texts, processor = signed["texts"], signed["cpu"]
     packages = []
-    for name in ("torch", "transformers", "sentence-transformers", "pylate", "fast-plaid", "lancedb", "voyager"):
+    for name in (
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "pylate",
+        "fast-plaid",
+        "lancedb",
+        "voyager",
+    ):
         # Environments differ: each version that took part is named once, without its build.
         taking_part = {found[name].split("+")[0] for found in signed["versions"].values() if name in found}
         packages += [name + "/".join(sorted(taking_part))] if taking_part else []

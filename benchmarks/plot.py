@@ -33,7 +33,11 @@ def svg(sizes: Sequence[Mapping[str, Any]]) -> str:
         figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10, 3.2), layout="constrained")
         for axis, (key, title) in zip(axes, PANELS, strict=True):
             for name, (color, mark) in STYLES.items():
-                points = [(each["n"], _value(each["systems"][name], key)) for each in sizes if name in each["systems"]]
+                points = [
+                    (each["n"], _value(each["systems"][name], key))
+                    for each in sizes
+                    if name in each["systems"]
+                ]
                 there = [(n, value) for n, value in points if value is not None]
                 if there:
                     axis.plot(*zip(*there, strict=True), color=color, marker=mark, markersize=4, label=name)

@@ -214,14 +214,17 @@ def _index(result: Result) -> list[Grid]:
             ndcg,
         ]
 
-    heads = ("system", "build, s", "passages/s", "bytes a passage", "peak MB", "open, s", "p50 ms", "p95 ms")
-    heads += ("top 10 like exact", "nDCG@10")
+    heads = (
+        *("system", "build, s", "passages/s", "bytes a passage", "peak MB", "open, s", "p50 ms", "p95 ms"),
+        *("top 10 like exact", "nDCG@10"),
+    )
     found = []
     for each in result["sizes"]:
         title = f"{each['n']:,} passages, {each['n_tokens']:,} token embeddings"
         found.append(Grid(title, heads, _lines(each, heads, cells)))
         lines = tuple(
-            (name, _spread(r["p50"]), f"{r['build']:.1f}", f"{r['bytes']:.2f}") for name, r in each["ratios"].items()
+            (name, _spread(r["p50"]), f"{r['build']:.1f}", f"{r['bytes']:.2f}")
+            for name, r in each["ratios"].items()
         )
         ratio_heads = ("jacolbert beside", "times as fast at p50", "times as fast to build", "times as small")
         found.append(Grid(f"{each['n']:,} passages, ratios", ratio_heads, lines))
@@ -233,8 +236,18 @@ def _index(result: Result) -> list[Grid]:
 def _grown(each: Mapping[str, Any], grown: Mapping[str, Any]) -> Grid:
     fresh = each["systems"]["jacolbert"]
     lines = (
-        ("built at once", f"{fresh['like_exact']:.3f}", f"{fresh['p50_ms']:.1f}", f"{fresh['bytes_per_passage']:,.0f}"),
-        ("grown", f"{grown['like_exact']:.3f}", f"{grown['p50_ms']:.1f}", f"{grown['bytes'] / each['n']:,.0f}"),
+        (
+            "built at once",
+            f"{fresh['like_exact']:.3f}",
+            f"{fresh['p50_ms']:.1f}",
+            f"{fresh['bytes_per_passage']:,.0f}",
+        ),
+        (
+            "grown",
+            f"{grown['like_exact']:.3f}",
+            f"{grown['p50_ms']:.1f}",
+            f"{grown['bytes'] / each['n']:,.0f}",
+        ),
     )
     title = (
         f"From {grown['from']:,} to {each['n']:,} passages by adds of {grown['by']:,} (median {grown['add_1000_s']['median']:.1f} s, "
@@ -273,15 +286,26 @@ def _candidates(result: Result) -> list[Grid]:
         )
         for row in result["rows"]
     )
-    heads = ("setting", "value", "top 10 like exact", "p50 ms", "p95 ms", "build, s", "derived bytes a passage")
+    heads = (
+        "setting",
+        "value",
+        "top 10 like exact",
+        "p50 ms",
+        "p95 ms",
+        "build, s",
+        "derived bytes a passage",
+    )
     return [Grid("What candidates cost, one setting changed at a time", heads, lines)]
 
 
 def _exact(result: Result) -> list[Grid]:
     lines = tuple(
-        (f"{row['n']:,}", f"{row['exact_p50_ms']:.1f}", f"{row['candidates_p50_ms']:.1f}") for row in result["rows"]
+        (f"{row['n']:,}", f"{row['exact_p50_ms']:.1f}", f"{row['candidates_p50_ms']:.1f}")
+        for row in result["rows"]
     )
-    return [Grid("Exact search beside candidates", ("passages", "exact, p50 ms", "candidates, p50 ms"), lines)]
+    return [
+        Grid("Exact search beside candidates", ("passages", "exact, p50 ms", "candidates, p50 ms"), lines)
+    ]
 
 
 def _lines(

@@ -221,7 +221,6 @@ class CandidateConfig(_Config):
     m: int = 12  # HNSW links a vector
     ef_construction: int = 100
     ef_search: int = 96
-    new_pooled_below: float = 0.5  # an added token less similar than this to all becomes a pooled vector
     rebuild_growth: float = 2.0  # pool anew when the corpus, or all that was ever listed, has grown by this
     seed: int = 12345
 
@@ -233,7 +232,6 @@ class CandidateConfig(_Config):
         self._require("m", self.m >= 2, "at least 2")
         self._require("ef_construction", self.ef_construction >= 1, "at least 1")
         self._require("ef_search", self.ef_search >= self.n_nearest, "at least n_nearest")
-        self._require("new_pooled_below", -1 <= self.new_pooled_below <= 1, "a cosine")
         self._require("rebuild_growth", self.rebuild_growth > 1, "above 1")
 
 

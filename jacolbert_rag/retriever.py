@@ -283,7 +283,9 @@ class JaColBERTRetriever:
             progress: show a bar.
         """
         flat = [part for each in parts.values() for part in each if part.id in wanted]
-        last = {each[-1].id: id for id, each in _encoded_parts(parts, wanted)}  # its last part -> the document
+        last = {
+            each[-1].id: id for id, each in _encoded_parts(parts, wanted)
+        }  # its last part -> the document
         n_cut, start = 0, 0
         waiting: list[Document] = []  # of a document whose last part is not encoded yet
         held: list[TokenEmbeddings] = []
@@ -596,9 +598,9 @@ def _is_made_by(manifest: Mapping[str, Any], now: checkpoint.Checkpoint) -> bool
     if former is None or former["fingerprint"] != manifest["fingerprint"]:
         return False
     made = EncoderConfig.from_json(manifest["encoder"]).to_json() | {"query_length": None}
-    return made == now.config.to_json() | {
-        "query_length": None
-    } and manifest["fingerprint"] == checkpoint.former_fingerprint(now.folder, former["encoder"])
+    return made == now.config.to_json() | {"query_length": None} and manifest[
+        "fingerprint"
+    ] == checkpoint.former_fingerprint(now.folder, former["encoder"])
 
 
 def _mismatch(path: Path, manifest: Mapping[str, Any], now: checkpoint.Checkpoint) -> str:

@@ -45,11 +45,14 @@ class Tally:
 
 def write(folder: Path, copy: Path, seed: int) -> None:
     """Do random operations until killed, and acknowledge each on standard output."""
-    index = Index.open(folder)
+    index, mirror = Index.open(folder), None
     print("ready", flush=True)
     for operation in model_index.operations(seed):
         model_index.apply(index, operation, copy)
         print("done", flush=True)
+        if operation.kind == "save":  # somebody has the copy open all the while
+            mirror = mirror or Index.open(copy)
+            assert model_index.contents(mirror) == model_index.contents(index)
 
 
 def kill_one(folder: Path, copy: Path, before: Contents, seed: int, tally: Tally) -> Contents:
@@ -63,6 +66,7 @@ def kill_one(folder: Path, copy: Path, before: Contents, seed: int, tally: Tally
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", "the index does not open"
         time.sleep(random.Random(seed).uniform(0, LONGEST_S))
+        assert process.poll() is None, "the writer failed by itself"
         process.kill()
         n_acknowledged = len(process.stdout.readlines())
     operations = list(itertools.islice(model_index.operations(seed), n_acknowledged + 1))

@@ -6,8 +6,10 @@ Embeddings are made from a document's id and version, so that whoever knows thos
 from __future__ import annotations
 
 import random
+import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from jacolbert_rag import (
     TokenEmbeddings,
 )
 from jacolbert_rag.datatypes import FloatArray, offsets_of
+from jacolbert_rag.index import database, layout
 from jacolbert_rag.index.index import Index
 
 DIM = 16
@@ -80,6 +83,16 @@ def embeddings(documents: Sequence[tuple[str, int]]) -> TokenEmbeddings:
     return TokenEmbeddings(
         np.concatenate([np.empty((0, DIM), np.float32), *parts]), offsets_of([len(part) for part in parts])
     )
+
+
+def change_manifest(folder: Path, **values: Any) -> None:
+    """Have an index say that it was made otherwise."""
+    with closing(sqlite3.connect(folder / layout.DATABASE_FILE)) as sql:
+        manifest = database.read_state(sql)["manifest"] | values
+        manifest["checksum"] = layout.checksum(manifest)
+        database.write_state(sql, manifest=manifest)
+        sql.commit()
+    layout.write_manifest(folder, manifest, durable=False)
 
 
 def operations(seed: int, *, heavy: bool = True) -> Iterator[Operation]:

@@ -112,7 +112,9 @@ class Soak:
             raise
 
 
-def run(folder: Path, seconds: float, *, n_threads: int = 8, n_processes: int = 2, seed: int = 0) -> dict[str, Any]:
+def run(
+    folder: Path, seconds: float, *, n_threads: int = 8, n_processes: int = 2, seed: int = 0
+) -> dict[str, Any]:
     """Write and search for so long.
 
     Raises:
@@ -121,7 +123,9 @@ def run(folder: Path, seconds: float, *, n_threads: int = 8, n_processes: int = 
     soak = Soak(folder, seconds, seed)
     command = [sys.executable, "-m", "tests.soak", "--seconds", str(seconds), "--folder", str(folder)]
     processes = [
-        subprocess.Popen([*command, "--reader", str(10**6 * (i + 1))], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        subprocess.Popen(
+            [*command, "--reader", str(10**6 * (i + 1))], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         for i in range(n_processes)
     ]
     threads = [threading.Thread(target=soak.guarded, args=(soak.write,))]
@@ -138,7 +142,9 @@ def run(folder: Path, seconds: float, *, n_threads: int = 8, n_processes: int = 
     answers = [*soak.answers]
     n_by_process = []
     for output in outputs:
-        theirs = [Answer(g, s, e, [(i, x) for i, x in f]) for g, s, e, f in map(json.loads, output.splitlines())]
+        theirs = [
+            Answer(g, s, e, [(i, x) for i, x in f]) for g, s, e, f in map(json.loads, output.splitlines())
+        ]
         n_by_process.append(len(theirs))
         answers += theirs
     # A search of nothing of the library's takes a hundred times as long, so of very many answers some are checked.

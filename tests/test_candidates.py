@@ -12,7 +12,7 @@ from jacolbert_rag.index.database import SegmentRow
 from jacolbert_rag.index.graph import Graph
 from jacolbert_rag.index.maxsim import maxsim
 from jacolbert_rag.index.postings import Postings
-from jacolbert_rag.index.quantize import CodedTokens, Codec
+from jacolbert_rag.index.quantize import Codec, CodedTokens
 from jacolbert_rag.index.snapshot import Segment, Snapshot, best
 
 CONFIG = CandidateConfig(tokens_per_pooled=8, n_nearest=16, ef_search=64)
@@ -124,7 +124,9 @@ def test_approximate_scores_by_hand() -> None:
     config = CandidateConfig(n_nearest=3, ef_search=8)
     graph = Graph.build(vectors, m=12, ef_construction=100, seed=1)
     pooled = PooledVectors(graph, np.ones((1, 4), dtype=np.float32) / 2, np.array([0, 4]))
-    docs = TokenEmbeddings(vectors[[0, 1, 1, 2]], np.array([0, 2, 3, 4]))  # document 0: {0, 1}, 1: {1}, 2: {2}
+    docs = TokenEmbeddings(
+        vectors[[0, 1, 1, 2]], np.array([0, 2, 3, 4])
+    )  # document 0: {0, 1}, 1: {1}, 2: {2}
     lists = list_documents(pooled, [(np.arange(3), docs.lengths, docs.flat)], config)
     query = np.array([[0.8, 0.5, 0.3, 0.1], [0.1, 0.9, 0.2, 0.0]], dtype=np.float32)
     # Cosines: each token over its length, .9950 and .9274. Three nearest of each, over the third as the floor:

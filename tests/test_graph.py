@@ -72,7 +72,9 @@ def test_arrays_that_are_not_contiguous(change) -> None:
 
 
 def test_empty_batch() -> None:
-    trap = "import numpy, voyager; voyager.Index(voyager.Space.Cosine, 8).add_items(numpy.empty((0, 8), 'f4'))"
+    trap = (
+        "import numpy, voyager; voyager.Index(voyager.Space.Cosine, 8).add_items(numpy.empty((0, 8), 'f4'))"
+    )
     died = subprocess.run([sys.executable, "-c", trap], capture_output=True, check=False)
     assert died.returncode != 0  # the trap: the process ends
     empty = build(vectors(0))

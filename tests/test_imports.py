@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "llama_index": BASE | {"retriever", "encode.splitter"},
     "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
                       "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},
-    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index"},
+    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index", "index.layout"},
 }  # fmt: skip
 
 # Third-party homes: a package may be imported by these modules only.

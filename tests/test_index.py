@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +23,7 @@ from jacolbert_rag import (
     TokenEmbeddings,
 )
 from jacolbert_rag.errors import IndexWriteError
-from jacolbert_rag.index import database, files
-from jacolbert_rag.index import index as module
+from jacolbert_rag.index import database, files, write
 from jacolbert_rag.index.index import Index
 from tests import model_index
 from tests.model_index import Contents, create
@@ -120,7 +116,9 @@ def test_same_id_replaces_and_unknown_ids_are_passed_over(tmp_path: Path) -> Non
     sound(Index.open(tmp_path / "i"), expected)
 
 
-@pytest.mark.parametrize("value", ["\ud800", "が\u0000", "", "😀", "\x85\u2028", "'; DROP TABLE documents; --"])
+@pytest.mark.parametrize(
+    "value", ["\ud800", "が\u0000", "", "😀", "\x85\u2028", "'; DROP TABLE documents; --"]
+)
 def test_any_text_comes_back(tmp_path: Path, value: str) -> None:
     index = create(tmp_path / "i")
     document = Document(f"x{value}", value, {value: [value, None, 1.5, True]}, title=value)
@@ -238,6 +236,20 @@ def test_closed_index_says_so(tmp_path: Path) -> None:
         index.delete(["文書1"])
 
 
+def test_amending_leaves_tokens_alone(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    before = {path.name for path in (tmp_path / "i" / "files").iterdir()}
+    named = Document("文書1", "文書1の第1版", {"版": 1, "課": "総務"}, title="題文書1")
+    assert index.amend(restate=[named, Document("ない", "x")], delete=["文書2", "ない"]) == ["文書2"]
+    assert {path.name for path in (tmp_path / "i" / "files").iterdir()} == before
+    with index.reading() as view:
+        assert view.documents([1, 2]) == [named]
+        assert view.rows_of(["ない"]) == {}
+    assert index.verify() == []
+    del holds["文書2"]
+    assert len(search(index, model_index.query(1), 10)) == 4
+
+
 def test_refresh_reads_what_another_process_wrote(tmp_path: Path) -> None:
     index, holds = filled(tmp_path / "i", 5)
     assert not index.refresh()
@@ -292,7 +304,9 @@ def test_folder_that_may_only_be_read(
     writer, holds = filled(tmp_path / "i")
     if is_closed:
         writer.close()
-    before = {path: path.read_bytes() for path in (tmp_path / "i").rglob("*.*") if path.suffix != ".sqlite-shm"}
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "i").rglob("*.*") if path.suffix != ".sqlite-shm"
+    }
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     index = Index.open(tmp_path / "i")
     sound(index, holds)
@@ -314,7 +328,7 @@ def test_folder_that_may_only_be_read(
 
 
 def test_no_add_writes_a_large_segment_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MERGED_TOKENS", 300)
+    monkeypatch.setattr(write, "MERGED_TOKENS", 300)
     index, holds = filled(tmp_path / "i", 200)
     with index.reading() as view:
         sizes = [segment.row.n_tokens for segment in view.snapshot.segments]
@@ -322,18 +336,23 @@ def test_no_add_writes_a_large_segment_again(tmp_path: Path, monkeypatch: pytest
     assert 5 <= len(sizes) < 20
     sound(index, holds)
     index.compact()
+    sound(index, holds)
+    monkeypatch.undo()
+    index.compact()
     assert n_segments(index) == 1
     sound(index, holds)
 
 
 def test_compacting_gives_room_back(tmp_path: Path) -> None:
     index, holds = filled(tmp_path / "i", 100)
-    before = size(tmp_path / "i")
+    before = size(tmp_path / "i" / "files"), (tmp_path / "i" / "index.sqlite").stat().st_size
     index.delete([f"文書{i}" for i in range(90)])
     index.compact()
     expected = {id: version for id, version in holds.items() if int(id[2:]) >= 90}
     sound(index, expected)
-    assert size(tmp_path / "i") < before / 2
+    assert size(tmp_path / "i" / "files") < before[0] / 2  # what is derived has its own size
+    assert (tmp_path / "i" / "index.sqlite").stat().st_size < before[1]
+    assert (tmp_path / "i" / "index.sqlite-wal").stat().st_size == 0
     with index.reading() as view:
         assert (view.snapshot.n_rows, n_segments(index)) == (10, 1)
     index.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
@@ -414,18 +433,51 @@ def test_flipped_bit_of_a_small_file_is_seen_by_opening(
         assert Index.open(made[0]).verify() == []
 
 
-def test_lists_of_rows_that_are_not_there(made: tuple[Path, Contents]) -> None:
+def test_lists_of_rows_that_are_not_there(
+    made: tuple[Path, Contents], caplog: pytest.LogCaptureFixture
+) -> None:
     path = files_of(made[0])["lists.npy"]
     data = bytearray(path.read_bytes())
     data[-400:] = b"\xff" * 400
     path.write_bytes(data)
     index = Index.open(made[0])
-    with pytest.raises(IndexCorruptError, match=r"rebuild\(\)"):
-        for seed in range(20):
-            search(index, model_index.query(seed), 10, exact=False)
-    index.update_candidates(anew=True)
+    assert "contradict themselves" in caplog.text
+    stored = dict(search(index, model_index.query(1), 60))
+    assert search(index, model_index.query(1), 10, exact=False) == list(stored.items())[:10]
+    index.update_candidates()
     assert index.verify() == []
-    search(index, model_index.query(1), 10, exact=False)
+
+
+@pytest.mark.parametrize("by", ["append", "compact"])
+def test_damaged_tokens_are_not_written_again_as_if_whole(made: tuple[Path, Contents], by: str) -> None:
+    index = Index.open(made[0])
+    index.delete(["文書1"])
+    path = files_of(made[0])["tokens.npy"]
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    new = [(f"新{i}", 1) for i in range(60)]
+    with pytest.raises(IndexCorruptError, match=path.name):
+        if by == "compact":
+            index.compact()
+        else:
+            index.append([model_index.document(*each) for each in new], model_index.embeddings(new))
+    (damage,) = index.verify()
+    assert path.name in damage.what
+
+
+def test_damaged_lists_are_made_anew_when_they_are_merged(made: tuple[Path, Contents]) -> None:
+    folder, holds = made
+    index = Index.open(folder)
+    path = files_of(folder)["lists.npy"]
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    index.delete(["文書1"])
+    index.compact()
+    assert index.verify() == []
+    del holds["文書1"]
+    assert model_index.contents(index) == holds
 
 
 @pytest.mark.parametrize("kind", CORE + DERIVED)
@@ -492,60 +544,66 @@ def test_what_is_derived_is_made_again(
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.sqlite"])
-@pytest.mark.parametrize("harm", ["truncated", "missing", "garbage"])
-def test_manifest_and_database_are_named(made: tuple[Path, Contents], name: str, harm: str) -> None:
-    path = made[0] / name
+@pytest.mark.parametrize("harm", ["truncated", "missing", "garbage", "flipped"])
+def test_manifest_file_is_written_again(
+    made: tuple[Path, Contents], harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made[0] / "manifest.json"
+    whole = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"truncated": whole[:99], "garbage": bytes(len(whole)), "flipped": whole.replace(b"16", b"17")}[
+                harm
+            ]
+        )
+    index = Index.open(made[0])
+    assert "manifest.json" in caplog.text
+    assert "written anew" in caplog.text
+    assert path.read_bytes() == whole
+    path.unlink()
+    (damage,) = index.verify()
+    assert damage.is_derived
+    assert "manifest.json is missing" in damage.what
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "missing", "garbage"])
+def test_database_is_named(made: tuple[Path, Contents], harm: str) -> None:
+    path = made[0] / "index.sqlite"
     for log in made[0].glob("index.sqlite-*"):
         log.unlink()
     if harm == "missing":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:99] if harm == "truncated" else bytes(path.stat().st_size))
-    with pytest.raises(IndexCorruptError, match=name.replace(".", r"\.")):
+        size = path.stat().st_size
+        path.write_bytes({"truncated": path.read_bytes()[:99], "empty": b"", "garbage": bytes(size)}[harm])
+    with pytest.raises(IndexCorruptError, match=r"index\.sqlite"):
         Index.open(made[0])
-
-
-def test_manifest_that_says_something_else(made: tuple[Path, Contents], tmp_path: Path) -> None:
-    path = made[0] / "manifest.json"
-    whole = path.read_text()
-    path.write_text(whole.replace('"dim": 16', '"dim": 17'))
-    with pytest.raises(IndexCorruptError, match=r"manifest\.json .*checksum"):
-        Index.open(made[0])
-    other, _ = filled(tmp_path / "other", 5)
-    path.write_text((other.folder / "manifest.json").read_text())
-    with pytest.raises(IndexCorruptError, match=r"manifest\.json is of the index"):
-        Index.open(made[0])
-    path.write_text(whole)
-    Index.open(made[0])
-
-
-def test_rows_that_nobody_has_are_found(made: tuple[Path, Contents]) -> None:
-    sql = sqlite3.connect(made[0] / "index.sqlite")
-    sql.execute("DELETE FROM documents WHERE row = 3")
-    sql.commit()
-    sql.close()
-    (damage,) = Index.open(made[0]).verify()
-    assert "60 rows" in damage.what
-    assert not damage.is_derived
 
 
 def test_no_index_and_a_newer_one(made: tuple[Path, Contents], tmp_path: Path) -> None:
     with pytest.raises(IndexNotFoundError, match="There is no index"):
         Index.open(tmp_path / "nowhere")
-    path = made[0] / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    sql = sqlite3.connect(made[0] / "index.sqlite")
+    sql.execute("PRAGMA user_version=99")
+    sql.close()
     with pytest.raises(IndexMismatchError, match="index format 99; this version .* reads up to 2"):
         Index.open(made[0])
+    index, _ = filled(tmp_path / "other", 3)
+    with pytest.raises(IndexMismatchError, match="index format 99"):
+        index.copy_to(made[0])
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "manifest.json").write_text('{"format_version": 99}')
+    with pytest.raises(IndexMismatchError, match="index format 99"):
+        Index.open(tmp_path / "newer")
 
 
 # Disks that are full, folders that may not be written.
 
 
 @pytest.mark.parametrize("after", range(12))
-def test_full_disk_leaves_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     index, holds = filled(tmp_path / "i")
     written = 0
     opened = files.write_array
@@ -626,27 +684,98 @@ def test_copy_fills_an_empty_folder_and_does_not_replace_it(tmp_path: Path) -> N
     sound(Index.open(tmp_path / "mounted"), holds)
 
 
-def test_copy_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "over another"])
+def test_copy_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_new: bool) -> None:
     index, holds = filled(tmp_path / "i", 5)
+    if not is_new:
+        other, others = filled(tmp_path / "copy", 9)
 
     def fail(path: Path) -> None:
-        raise OSError(5, "Input/output error")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "sync", fail)
-    index.durable = False
-    with pytest.raises(IndexWriteError, match="Input/output error"):
+    with pytest.raises(IndexWriteError, match="No space left"):
         index.copy_to(tmp_path / "copy")
     monkeypatch.undo()
-    with pytest.raises(IndexNotFoundError, match="cut short"):
-        Index.open(tmp_path / "copy")
+    if is_new:
+        with pytest.raises(IndexNotFoundError, match="cut short"):
+            Index.open(tmp_path / "copy")
+    else:
+        sound(other, others)
+        sound(Index.open(tmp_path / "copy"), others)
     index.copy_to(tmp_path / "copy")
     sound(Index.open(tmp_path / "copy"), holds)
 
 
-def test_killed_between_two_renames(made: tuple[Path, Contents]) -> None:
-    folder, holds = made
-    os.rename(folder, folder.with_name(f".{folder.name}.replaced"))
-    assert model_index.contents(Index.open(folder)) == holds
+def test_copy_over_an_index_that_others_have_open(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 20)
+    index.copy_to(tmp_path / "copy")
+    mirror = Index.open(tmp_path / "copy")
+    with mirror.reading() as view:
+        before = view.snapshot
+        index.delete([f"文書{i}" for i in range(15)])
+        index.compact()
+        index.copy_to(tmp_path / "copy")
+        assert len(view.documents(np.flatnonzero(before.live))) == 20  # of the state that it looks at
+    expected = {id: version for id, version in holds.items() if int(id[2:]) >= 15}
+    sound(mirror, expected)
+    mirror.delete(["文書19"])
+    del expected["文書19"]
+    sound(mirror, expected)
+    other, others = filled(tmp_path / "other", 7)
+    other.copy_to(tmp_path / "copy")
+    for use in (lambda: search(mirror, model_index.query(1), 3), lambda: mirror.delete(["文書16"])):
+        with pytest.raises(IndexNotFoundError, match="another one was put in its place"):
+            use()
+    sound(Index.open(tmp_path / "copy"), others)
+
+
+def test_folder_that_was_removed_and_filled_again(tmp_path: Path) -> None:
+    index, _ = filled(tmp_path / "i", 20)
+    other, others = filled(tmp_path / "other", 7)
+    shutil.rmtree(tmp_path / "i")
+    with pytest.raises(IndexNotFoundError, match="it was removed"):
+        index.delete(["文書1"])
+    other.copy_to(tmp_path / "i")
+    for use in (
+        lambda: search(index, model_index.query(1), 3),
+        lambda: index.delete(["文書16"]),
+        index.compact,
+    ):
+        with pytest.raises(IndexNotFoundError, match="Load it again"):
+            use()
+    sound(Index.open(tmp_path / "i"), others)
+
+
+def test_second_copy_writes_only_what_is_new(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i")
+    index.copy_to(tmp_path / "copy")
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "copy" / "files").iterdir()}
+    index.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
+    index.copy_to(tmp_path / "copy")
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "copy" / "files").iterdir()}
+    assert sum(before.get(name) == inode for name, inode in after.items()) >= 6
+    damaged = tmp_path / "copy" / "files" / next(name for name in after if name.endswith(".tokens.npy"))
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    index.copy_to(tmp_path / "copy")
+    sound(Index.open(tmp_path / "copy"), holds | {"新": 1})
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "my app"}')
+    (tmp_path / "file").write_text("a")
+    for path in (app, tmp_path / "file"):
+        with pytest.raises(InvalidInputError, match="exists and is no index"):
+            index.copy_to(path)
+    assert (app / "manifest.json").read_text() == '{"name": "my app"}'
+    index.copy_to(tmp_path / "copy")
+    (tmp_path / "copy" / "mine.txt").write_text("a")
+    index.copy_to(tmp_path / "copy")
+    assert (tmp_path / "copy" / "mine.txt").read_text() == "a"
+    sound(Index.open(tmp_path / "copy"), holds)
 
 
 # Kills and crowds.

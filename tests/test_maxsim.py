@@ -61,7 +61,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     docs, queries = ragged([4, 1, 9, 2, 2, 30, 1]), ragged([2, 6, 3], seed=3)
     whole = maxsim_many(queries, docs)
     for cells in (1, 11, 60, 200):
-        monkeypatch.setattr(module, "MAX_CELLS", cells)
+        monkeypatch.setitem(module.MAX_CELLS, "cpu", cells)
         assert maxsim_many(queries, docs) == pytest.approx(whole, abs=1e-6)
 
 

@@ -44,18 +44,26 @@ def test_gains_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch, at_once: boo
 
 def test_packed_and_back() -> None:
     lists = Postings.of(*some())
-    again = Postings.unpack(lists.packed())
+    again = Postings.unpack(lists.packed(), 50)
     for mine, theirs in zip(again.pairs(), lists.pairs(), strict=True):
         assert np.array_equal(mine, theirs)
     packed = lists.packed()
     for wrong in (packed[:-1], packed[:5], packed[:0], np.append(packed, np.uint32(1))):
-        with pytest.raises(ValueError, match="not an array of posting lists"):
-            Postings.unpack(wrong)
+        with pytest.raises(ValueError, match="posting lists"):
+            Postings.unpack(wrong, 50)
+
+
+@pytest.mark.parametrize("at", [0, 3, 30, 70, -1])
+def test_flipped_high_bit_is_refused(at: int) -> None:
+    packed = Postings.of(*some()).packed()
+    packed[at] ^= np.uint32(1 << 31)
+    with pytest.raises(ValueError, match="posting lists"):
+        Postings.unpack(packed, 50)
 
 
 def test_nothing_is_listed() -> None:
     nothing = np.empty(0, dtype=np.int64)
-    lists = Postings.unpack(Postings.of(nothing, nothing).packed())
+    lists = Postings.unpack(Postings.of(nothing, nothing).packed(), 4)
     near = np.arange(6).reshape(2, 3)
     assert list(lists.gains(near, np.ones((2, 3), dtype=np.float32), 4)) == [0, 0, 0, 0]
     assert len(lists.pairs()[0]) == 0

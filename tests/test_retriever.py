@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from jacolbert_rag import (
     SearchConfig,
     TruncationWarning,
 )
+from jacolbert_rag.errors import IndexWriteError
+from jacolbert_rag.index.index import Index
 from tests.conftest import SENTENCES, write_tiny_checkpoint
+from tests.model_index import change_manifest
 
 ALWAYS_CANDIDATES = IndexSettings(
     search=SearchConfig(exact_below=0), candidates=CandidateConfig(tokens_per_pooled=4, n_candidates=32)
@@ -392,17 +396,14 @@ def test_index_of_a_version_that_read_text_otherwise_is_refused_and_says_so(
     filled: JaColBERTRetriever, tmp_path: Path
 ) -> None:
     filled.save(tmp_path / "i")
-    path = tmp_path / "i" / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(manifest | {"fingerprint": "0" * 32, "library": "0.0.1"}), encoding="utf-8")
+    change_manifest(tmp_path / "i", fingerprint="0" * 32, library="0.0.1")
     with pytest.raises(IndexMismatchError, match=r"fingerprint 00000000.*made by version 0\.0\.1"):
         JaColBERTRetriever.load(tmp_path / "i")
 
 
 def test_model_that_has_moved(filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path) -> None:
     filled.save(tmp_path / "i")
-    values = json.loads((tmp_path / "i" / "manifest.json").read_text())
-    (tmp_path / "i" / "manifest.json").write_text(json.dumps(values | {"model": "/former/place"}))
+    change_manifest(tmp_path / "i", model="/former/place")
     with pytest.raises(CheckpointError, match="'/former/place' is no folder"):
         JaColBERTRetriever.load(tmp_path / "i")
     assert len(JaColBERTRetriever.load(tmp_path / "i", model=tiny_model)) == 60
@@ -543,7 +544,9 @@ def test_corpus_that_only_changes_does_not_grow_its_lists(tiny_model: Path) -> N
         retriever.add([Document(d.id, d.text + str(i), d.metadata) for d in numbered(30)])
     with retriever._index.reading() as view:
         assert view.snapshot.pooled is not None
-        assert view.snapshot.n_tokens < 3 * len(retriever.encoder.documents([d.text for d in numbered(30)]).flat)
+        assert view.snapshot.n_tokens < 3 * len(
+            retriever.encoder.documents([d.text for d in numbered(30)]).flat
+        )
     assert len(retriever.search("琵琶湖", k=100)) == 30
 
 
@@ -561,14 +564,18 @@ def test_query_rule_and_revision_are_remembered(tiny_model: Path, tmp_path: Path
     assert Path(manifest["model"]).is_absolute()
 
 
-def test_iteration_sees_one_state(filled: JaColBERTRetriever, monkeypatch) -> None:
+def test_index_may_change_while_it_is_iterated(filled: JaColBERTRetriever, monkeypatch) -> None:
     monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 20)
     seen = []
     for document in filled:
-        seen.append(document.id)
-        filled.delete(["d50"])
-    assert seen == [f"d{i}" for i in range(60)]
-    assert "d50" not in filled
+        if not seen:
+            filled.delete(["d3", "d50"])
+            filled.add([Document("後", "後から加えた。"), Document("d51", "別の文書。")])
+            filled.compact()  # which numbers rows anew
+        seen.append(document)
+    assert [d.id for d in seen] == [f"d{i}" for i in range(60) if i != 50]  # d3 was read before
+    assert seen[50].text == "別の文書。"
+    assert {d.id for d in filled} == {f"d{i}" for i in range(60) if i not in (3, 50)} | {"後"}
 
 
 def test_long_documents_of_a_large_add_are_counted_once(retriever: JaColBERTRetriever, monkeypatch) -> None:
@@ -583,8 +590,7 @@ def test_long_documents_of_a_large_add_are_counted_once(retriever: JaColBERTRetr
 def test_settings_of_a_newer_version_are_refused(filled: JaColBERTRetriever, tmp_path: Path) -> None:
     filled.save(tmp_path / "i")
     manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
-    manifest["candidates"]["未来"] = 1
-    (tmp_path / "i" / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(tmp_path / "i", candidates=manifest["candidates"] | {"未来": 1})
     with pytest.raises(IndexMismatchError, match="are not those of this version.*未来"):
         JaColBERTRetriever.load(tmp_path / "i")
 
@@ -748,3 +754,99 @@ def test_split_across_processes_of_one_index(filled: JaColBERTRetriever, tmp_pat
     assert other.ids("手引") == filled.ids("手引") != []
     other.add([Document("手引", "短くなった。")], split=True)
     assert filled.ids("手引") == ["手引"]
+
+
+def test_document_changes_with_all_its_chunks_in_one_moment(
+    retriever: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jacolbert_rag.retriever.ADD_DOCUMENTS", 3)  # fewer than a document has chunks
+    first = [
+        Document(f"d{i}", "".join(f"{i}番の{j}回目の会議は琵琶湖で開く。" for j in range(30)))
+        for i in range(4)
+    ]
+    retriever.add(first, split=True)
+    second = [Document(d.id, d.text.replace("琵琶湖", "富士山")) for d in first]
+    seen = []
+    former = retriever._index.append
+
+    def watched(*args: object, **kwargs: object) -> None:
+        former(*args, **kwargs)  # type: ignore[arg-type]
+        texts: dict[str, set[bool]] = {}
+        for chunk in retriever:
+            texts.setdefault(chunk.id.partition("#")[0], set()).add("富士山" in chunk.text)
+        seen.append(texts)
+
+    monkeypatch.setattr(retriever._index, "append", watched)
+    retriever.upsert(second, split=True)
+    assert len(seen) >= 2
+    assert all(len(states) == 1 for texts in seen for states in texts.values())
+    assert {state for states in seen[-1].values() for state in states} == {True}
+
+
+def test_metadata_alone_leaves_the_token_embeddings(filled: JaColBERTRetriever) -> None:
+    query, before = "琵琶湖", filled.search("琵琶湖", 60)
+    named = [Document(d.id, d.text, {"課": "総務"}, d.title) for d in filled]
+    assert filled.upsert(named) == [d.id for d in named]
+    after = filled.search(query, 60)
+    assert [(hit.id, hit.score) for hit in after] == [(hit.id, hit.score) for hit in before]
+    assert all(hit.metadata == {"課": "総務"} for hit in after)
+
+
+def test_searches_go_on_while_an_index_is_saved(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    stop, errors, n_found = threading.Event(), [], []
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                n_found.append(len(filled.search("琵琶湖", 5)))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    filled.save(tmp_path / "i")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert set(n_found) == {5}
+    assert filled.path == tmp_path / "i"
+
+
+def test_home_folder_and_relative_names(
+    filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    filled.save("~/i")
+    assert len(JaColBERTRetriever.load("~/i")) == 60
+    monkeypatch.chdir(tmp_path / "i")
+    assert len(JaColBERTRetriever.load(".")) == 60
+
+
+def test_candidates_that_cannot_be_written_keep_nobody_from_searching(
+    filled: JaColBERTRetriever,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(self: Index, *, anew: bool = False) -> None:
+        raise IndexWriteError("No space left on device.")
+
+    filled.save(tmp_path / "i")
+    monkeypatch.setattr(Index, "update_candidates", full)
+    filled.add(["冬の琵琶湖は静かだ。"])
+    assert "冬の琵琶湖は静かだ。" in {hit.text for hit in filled.search("琵琶湖", 61)}
+    assert "No space left" in caplog.text
+    assert len(JaColBERTRetriever.load(tmp_path / "i").search("琵琶湖", 5)) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_process_leaves_an_unsaved_index(filled: JaColBERTRetriever) -> None:
+    child = os.fork()
+    if not child:
+        filled._cleanup()  # as the end of its interpreter would
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(filled.search("琵琶湖", 5)) == 5

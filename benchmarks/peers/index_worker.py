@@ -48,7 +48,6 @@ class Embeddings:
 class Ours:
     """jacolbert_rag.index: built as the retriever builds it, and searched without the encoder."""
 
-    settings: dict[str, Any] = {}
     exact = False
 
     def __init__(self) -> None:
@@ -70,7 +69,10 @@ class Ours:
         from jacolbert_rag import IndexSettings, SearchConfig, StoreConfig
         from jacolbert_rag.index.index import Index
 
-        settings = IndexSettings(**{"store": StoreConfig(dtype="float16"), "search": SearchConfig(exact_below=10**9)} if self.exact else {})
+        settings = IndexSettings()
+        if self.exact:
+            unquantised = StoreConfig(dtype="float16")
+            settings = IndexSettings(store=unquantised, search=SearchConfig(exact_below=10**9))
         about = {"model": "", "fingerprint": "", "encoder": {}, "dim": dim, **settings.to_json()}
         self.index = Index.create(Path(path), about, durable=True)
 
@@ -83,7 +85,11 @@ class Ours:
             begin, end = given.offsets[first], given.offsets[last]
             flat = np.asarray(given.flat[begin:end], dtype=np.float32)
             embedded = TokenEmbeddings(flat, given.offsets[first : last + 1] - begin)
-            self.index.append([Document(str(i), "") for i in range(first, last)], embedded, listed=listed or stop - start <= ADDED)
+            self.index.append(
+                [Document(str(i), "") for i in range(first, last)],
+                embedded,
+                listed=listed or stop - start <= ADDED,
+            )
         self.index.update_candidates()
 
     def open(self, path: str) -> None:
@@ -128,7 +134,9 @@ class PyLateVoyager:
 
     def build(self, given: Any, path: str) -> None:
         """As its documentation shows it."""
-        index = importlib.import_module("pylate.indexes").Voyager(index_folder=path, index_name="index", override=True)
+        index = importlib.import_module("pylate.indexes").Voyager(
+            index_folder=path, index_name="index", override=True
+        )
         index.add_documents(documents_ids=[str(i) for i in range(len(given))], documents_embeddings=given)
 
     def open(self, path: str) -> None:

@@ -18,7 +18,8 @@ CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARDS_FILE = "model.safetensors.index.json"
-INDEX_FILE = "documents.sqlite"  # by which an index is known that was named where a model belongs
+# By which an index is known that was named where a model belongs.
+INDEX_FILES = ("index.sqlite", "documents.sqlite")
 
 DEFAULT_MODEL = "default"
 """The name that an index stores for the bundled checkpoint, which moves with the package."""
@@ -141,7 +142,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 f"It has {', '.join(pickled)}, which is pickled and may run code when read: convert it to "
                 "safetensors where you trust it."
             )
-        elif (folder / INDEX_FILE).is_file():
+        elif any((folder / name).is_file() for name in INDEX_FILES):
             hint = "It is an index and no model: open it with JaColBERTRetriever.load."
         else:
             hint = "Copy it from the checkpoint."

@@ -203,7 +203,7 @@ def damage(folder: Path, expected: FileRecord) -> str | None:
 
 def _bytes(chunk: npt.NDArray[Any], dtype: Any) -> memoryview | bytes:
     # An array of no rows has no view as bytes.
-    return memoryview(np.ascontiguousarray(chunk, dtype=dtype)).cast("B") if chunk.size else b""
+    return np.ascontiguousarray(chunk, dtype=dtype).data.cast("B") if chunk.size else b""
 
 
 def sync(path: Path) -> None:

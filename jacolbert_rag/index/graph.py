@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ class Graph:
         return ids.astype(np.int64), (1.0 - distances).astype(np.float32)
 
     @property
-    def _recall_errors(self) -> Sequence[type[Exception]]:
+    def _recall_errors(self) -> tuple[type[Exception], ...]:
         """What voyager raises where it finds fewer than k vectors; its class has changed between versions."""
         import voyager
 

@@ -47,6 +47,8 @@ from jacolbert_rag.index.write import Write, groups, list_rows, sample, tail
 
 logger = logging.getLogger(__name__)
 
+CLOSED = "This index was closed. Load it again to go on."
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -177,6 +179,12 @@ class Index:
             IndexNotFoundError: the folder was removed, or has another index by now.
             IndexCorruptError: a file is missing or is not what it should be.
         """
+        with self._looking() as sql:
+            yield View(self._begin(sql, "DEFERRED"), sql)
+
+    @contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read with, not in a transaction yet."""
         self._connect()
         stamp = self._reopen_where_changed()
         idle = self._idle
@@ -185,7 +193,7 @@ class Index:
         except IndexError:
             sql = self._connection()
         try:
-            yield View(self._begin(sql, "DEFERRED"), sql)
+            yield sql
             if self.read_only and database.stamp(self._database) != stamp:
                 raise IndexFolderError(
                     f"The index {self.folder} was written by somebody else while it was read. Ask again."
@@ -334,16 +342,15 @@ class Index:
 
     def verify(self) -> list[Damage]:
         """Look at every byte; what is not what it should be."""
-        with self.reading() as view:
-            records = database.files(view.sql)
-            found = [
-                Damage(f"{self._database}: {what}", is_derived=False) for what in database.damage(view.sql)
-            ]
+        with self._looking() as sql:
+            sql.execute("BEGIN")
+            records = database.files(sql)
+            found = [Damage(f"{self._database}: {what}", is_derived=False) for what in database.damage(sql)]
         if what := layout.manifest_damage(self.folder, self.manifest):
             found.append(Damage(what, is_derived=True))
         looked_at = {name: files.damage(self.folder, record) for name, record in records.items()}
-        with self.reading() as view:  # what was removed by a write meanwhile is not missing
-            still = database.files(view.sql)
+        with self._looking() as sql:  # what was removed by a write meanwhile is not missing
+            still = database.files(sql)
         damaged = [(name, what) for name, what in looked_at.items() if what and name in still]
         return found + [Damage(what, name.endswith(DERIVED)) for name, what in damaged]
 
@@ -413,7 +420,7 @@ class Index:
 
     def _connection(self) -> sqlite3.Connection:
         if self._is_closed:
-            raise InvalidInputError("This index was closed. Load it again to go on.")
+            raise InvalidInputError(CLOSED)
         if self.read_only:
             return database.connect_to_read(self._database)
         return database.connect(self._database, durable=self.durable)
@@ -433,10 +440,7 @@ class Index:
         """Start a transaction; the state that it sees."""
         tried = None
         while True:
-            try:
-                sql.execute(f"BEGIN {kind}")
-            except sqlite3.ProgrammingError as error:
-                raise InvalidInputError("This index was closed. Load it again to go on.") from error
+            sql.execute(f"BEGIN {kind}")
             try:
                 # A connection goes on with the file that it opened, whatever is in the folder by now.
                 if database.stamp(self._database)[:2] != self._stamp[:2]:
@@ -482,6 +486,8 @@ class Index:
         """
         self._connect()
         with self._writing, _telling(self.folder):
+            if self._is_closed:
+                raise InvalidInputError(CLOSED)
             if self.read_only:
                 raise PermissionError(f"{self.folder} may only be read")
             sql, write, is_committing = self._writer, None, False

@@ -7,16 +7,18 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from jacolbert_rag.config import StoredDtype
 from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index import database, files
 from jacolbert_rag.index.candidates import PooledVectors
 from jacolbert_rag.index.database import SegmentRow
 from jacolbert_rag.index.files import MEND, FileRecord, FileVanishedError
+from jacolbert_rag.index.graph import Graph
 from jacolbert_rag.index.layout import (
     CELLS,
     CENTERS,
@@ -29,7 +31,6 @@ from jacolbert_rag.index.layout import (
     TOKENS,
     missing,
 )
-from jacolbert_rag.index.graph import Graph
 from jacolbert_rag.index.postings import Postings
 from jacolbert_rag.index.quantize import BITS, Codec, CodedTokens
 from jacolbert_rag.index.snapshot import Segment, Snapshot
@@ -72,8 +73,8 @@ class Loader:
     def _snapshot(self, sql: sqlite3.Connection, *, is_newest: bool) -> Snapshot:
         state, records = database.read_state(sql), database.files(sql)
         rows = database.segments(sql)
-        name = state.get("pooled")
-        pooled = self._read_pooled(name, state, records, is_newest=is_newest) if name is not None else None
+        name = str(state.get("pooled", ""))
+        pooled = self._read_pooled(name, state, records, is_newest=is_newest) if name else None
         by = name if pooled is not None else ""
         # Kept as they are read, so that a reader who was overtaken need not begin with the first again.
         for row in reversed(rows):
@@ -156,7 +157,9 @@ class Loader:
             if coding in BITS:
                 shape = (state["n_centroids"], self.dim)
                 centroids = self._read(records, name + CODEBOOK, np.float32, shape)
-            self._codecs[coding, name] = Codec(coding, self.dim, centroids)
+            if coding not in get_args(StoredDtype):
+                raise ValueError(f"tokens stored as {coding!r}")
+            self._codecs[coding, name] = Codec(cast(StoredDtype, coding), self.dim, centroids)
         return self._codecs[coding, name]
 
     def _map(

@@ -118,4 +118,5 @@ class Postings:
         """The rows of lists at these places, joined."""
         joined = offsets_of(lengths)
         index = np.repeat(starts - joined[:-1], lengths) + np.arange(joined[-1])
-        return self.rows[index]
+        rows: Uint32Array = self.rows[index]
+        return rows

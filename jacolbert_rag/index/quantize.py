@@ -90,6 +90,8 @@ class Codec:
         import torch
 
         asked = query.T
+        if not len(codes):
+            return torch.zeros((0, len(query)), device=query.device)
         # Copied where they may not be written, because torch warns of that.
         codes = np.ascontiguousarray(codes) if codes.flags.writeable else codes.copy()
         stored = torch.from_numpy(codes).to(query.device)
@@ -186,7 +188,8 @@ class Codec:
         from torch.nn.functional import pad
 
         n = self._n_packed
-        return list(pad(asked, (0, 0, 0, n * len(self._shifts) - self.dim)).split(n))
+        padded = pad(asked, (0, 0, 0, n * len(self._shifts) - self.dim))
+        return [padded[i * n : (i + 1) * n] for i in range(len(self._shifts))]
 
 
 def _float16(stored: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ class Snapshot:
             scores = np.concatenate(
                 [maxsim_many(batch, segment.tokens, device=self.device) for segment in self.segments], axis=1
             )
-            scores[:, ~self.live] = -np.inf
-            found += [best(np.arange(len(row)), row, k) for row in scores]
+            rows = np.flatnonzero(self.live)
+            found += [best(rows, row[rows], k) for row in scores]
         return found
 
     def search_candidates(

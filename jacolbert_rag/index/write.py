@@ -6,7 +6,6 @@ import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,9 +240,7 @@ def groups(segments: Sequence[Segment], live: BoolArray) -> Iterator[list[Segmen
         yield run
 
 
-def list_rows(
-    pooled: PooledVectors, segment: Segment, alive: BoolArray, settings: IndexSettings
-) -> Postings:
+def list_rows(pooled: PooledVectors, segment: Segment, alive: BoolArray, settings: IndexSettings) -> Postings:
     """Posting lists of a segment's live rows."""
     rows = np.flatnonzero(alive)
     blocks = (
