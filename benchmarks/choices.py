@@ -49,12 +49,12 @@ VARIED: Mapping[str, tuple[int, ...]] = {
 AT_SEARCH = ("n_nearest", "n_candidates")  # settings that need no other index
 NOTES = {
     "storage": (
-        "exact search; pooling factor: tokens of a document for each that is kept, by Ward's clustering; nDCG@10 of "
-        "1,000 questions over all 11,096 passages; share: of the nDCG of float32 without pooling"
+        "exact search; pooling factor: tokens of a document for each that is kept, by Ward's clustering; "
+        "nDCG@10 of 1,000 questions over all 11,096 passages; share: of the nDCG of float32 without pooling"
     ),
     "candidates": (
-        "one setting changed at a time; top 10 like exact: share of the 10 best of exact search on the same stored "
-        "embeddings; p50 of 300 questions, one by one; build: of candidates alone"
+        "one setting changed at a time; top 10 like exact: share of the 10 best of exact search on the same "
+        "stored embeddings; p50 of 300 questions, one by one; build: of candidates alone"
     ),
     "exact": "p50 of 300 questions, one by one, of exact search and through candidates, over the same index",
 }
@@ -115,7 +115,7 @@ def storage(given: Embedded, work: Path) -> list[Record]:
             row = stored(given, pooled, dtype, work) | {"factor": factor, "dtype": dtype}
             rows.append(row | {"share": row["ndcg@10"] / rows[0]["ndcg@10"] if rows else 1.0})
             say(
-                "{dtype}, factor {factor}: nDCG@10 {ndcg@10:.4f}, {bytes_per_passage:,.0f} bytes a passage".format(
+                "{dtype}, factor {factor}: nDCG@10 {ndcg@10:.4f}, {bytes_per_passage:,.0f} bytes".format(
                     **row
                 )
             )

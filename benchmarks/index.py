@@ -38,9 +38,9 @@ N_BLOCKS = 10
 N_WARM_UP = 5
 GROWN_FROM, GROWN_BY, ADDED_AT_ONCE, N_ADDS = 11_096, 1_000, 100, 10
 NOTE = (
-    "build: from embeddings in memory to a closed index; bytes: of the whole folder, which holds no text here; p50 "
-    "and p95: one question at a time, from query embeddings to passage ids, systems taking turns; top 10 like exact: "
-    "share of the 10 best of exact search on unquantised embeddings"
+    "build: from embeddings in memory to a closed index; bytes: of the whole folder, which holds no text "
+    "here; p50 and p95: one question at a time, from query embeddings to passage ids, systems taking turns; "
+    "top 10 like exact: share of the 10 best of exact search on unquantised embeddings"
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

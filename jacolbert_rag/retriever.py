@@ -201,8 +201,8 @@ class JaColBERTRetriever:
             _check_settings(settings)
             if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
                 raise IndexMismatchError(
-                    f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot change "
-                    f"to {settings.pooling} and {settings.store}. Build a new index with those."
+                    f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot "
+                    f"change to {settings.pooling} and {settings.store}. Build a new index with those."
                 )
         except BaseException:
             index.close()
@@ -224,7 +224,7 @@ class JaColBERTRetriever:
             return isinstance(id, str) and bool(view.rows_of([id]))
 
     def __iter__(self) -> Iterator[Document]:
-        """Every document that is there when iteration begins, in order; one that has gone since is left out."""
+        """Every document that is there when iteration begins, in order, but for those that went since."""
         with self._index.reading() as view:
             rows = np.flatnonzero(view.snapshot.live)
             ids = [document.id for document in view.documents(rows)]
@@ -316,7 +316,7 @@ class JaColBERTRetriever:
         warn_of_cut_documents(n_cut, len(flat), length, stacklevel=4)  # the caller of `add`
 
     def _update_candidates(self) -> None:
-        """Bring what is derived up to date. Where that cannot be written, searches take longer, and no more."""
+        """Bring what is derived up to date. Where it cannot be written, searches take longer, and no more."""
         try:
             self._index.update_candidates()
         except IndexWriteError as error:
@@ -537,13 +537,14 @@ def _hits(view: View, rows: IntArray, scores: FloatArray) -> list[Hit]:
     documents = view.documents(rows)
     if len(documents) != len(rows):
         raise IndexCorruptError(
-            "Some of the documents that were found have no text in the index. verify() tells which file is damaged."
+            "Some of the documents that were found have no text in the index, so a file is damaged. verify() "
+            "tells which."
         )
     return [Hit(d, float(s)) for d, s in zip(documents, scores, strict=True)]
 
 
 def _remove_folder(folder: Path, process: int) -> None:
-    """Remove the folder of an unsaved index; a process that was forked from the one that made it leaves it."""
+    """Remove the folder of an unsaved index, but not from a process forked from the one that made it."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -2,9 +2,9 @@
 
     python -m tests.crash --kills 300
 
-After each kill the index must open without help and hold every write that was acknowledged, and of the one under
-way all or nothing; every byte must be what was written, and a copy that was being saved must be whole or not there.
-The next writer goes on with the same index.
+After each kill the index must open without help and hold every write that was acknowledged, and of the one
+under way all or nothing; every byte must be what was written, and a copy that was being saved must be whole
+or not there. The next writer goes on with the same index.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m tests.make_index format-2
 
-It is run once, by the first version that writes a format. The model is named relatively, so that the index holds no
-path of the machine that made it.
+It is run once, by the first version that writes a format. The model is named relatively, so that the index
+holds no path of the machine that made it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A dictionary that an index must agree with, and the operations that change both. For crash, soak and random tests.
+"""A dictionary that an index must agree with, and the operations that change both. For crash, soak and random
+tests.
 
 Embeddings are made from a document's id and version, so that whoever knows those knows the document.
 """

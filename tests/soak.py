@@ -147,7 +147,8 @@ def run(
         ]
         n_by_process.append(len(theirs))
         answers += theirs
-    # A search of nothing of the library's takes a hundred times as long, so of very many answers some are checked.
+    # A search of nothing of the library's takes a hundred times as long, so of very many answers some are
+    # checked.
     checked = random.Random(seed).sample(answers, min(MAX_CHECKED, len(answers)))
     for answer in checked:
         holds = soak.states[answer.generation]

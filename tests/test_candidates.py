@@ -129,9 +129,9 @@ def test_approximate_scores_by_hand() -> None:
     )  # document 0: {0, 1}, 1: {1}, 2: {2}
     lists = list_documents(pooled, [(np.arange(3), docs.lengths, docs.flat)], config)
     query = np.array([[0.8, 0.5, 0.3, 0.1], [0.1, 0.9, 0.2, 0.0]], dtype=np.float32)
-    # Cosines: each token over its length, .9950 and .9274. Three nearest of each, over the third as the floor:
-    # token 0: .8 .5 | .3, token 1: .9 .2 | .1
-    # document 0: (.8-.3) + (.9-.1); document 1: (.5-.3) + (.9-.1); document 2: 0 + (.2-.1)
+    # Cosines: each token over its length, .9950 and .9274. Three nearest of each, over the third as the
+    # floor: token 0: .8 .5 | .3, token 1: .9 .2 | .1 document 0: (.8-.3) + (.9-.1); document 1: (.5-.3) +
+    # (.9-.1); document 2: 0 + (.2-.1)
     gains = lists.gains(*pooled.near(query, config), 3)
     first, second = np.linalg.norm(query, axis=1)
     assert gains == pytest.approx(

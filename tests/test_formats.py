@@ -67,8 +67,9 @@ def test_nothing_of_the_former_format_is_left(former: Path, caplog: pytest.LogCa
 
 
 def test_two_processes_open_a_former_format_at_once(former: Path) -> None:
-    code = f"from jacolbert_rag.index.index import Index; from pathlib import Path; Index.open(Path({str(former)!r}))"
-    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    code = "import sys; from pathlib import Path; from jacolbert_rag.index.index import Index; "
+    code += "Index.open(Path(sys.argv[1]))"
+    running = [subprocess.Popen([sys.executable, "-c", code, str(former)]) for _ in range(3)]
     found: list[Index] = []
     threads = [threading.Thread(target=lambda: found.append(Index.open(former))) for _ in range(2)]
     for thread in threads:

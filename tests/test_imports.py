@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "index.load": BASE | {"index", "index.candidates", "index.database", "index.files", "index.graph",
                           "index.layout", "index.postings", "index.quantize", "index.snapshot"},
     "index.write": BASE | {"index", "index.candidates", "index.database", "index.files", "index.layout",
-                           "index.load", "index.pooling", "index.postings", "index.quantize", "index.snapshot"},
+                           "index.load", "index.pooling", "index.postings", "index.quantize",
+                           "index.snapshot"},
     "index.index": BASE | {"index", "index.candidates", "index.database", "index.files", "index.layout",
                            "index.load", "index.migrate", "index.postings", "index.snapshot", "index.write"},
     "index.migrate": BASE | {"index", "index.database", "index.files", "index.index", "index.layout"},
@@ -61,7 +62,8 @@ ALLOWED: dict[str, set[str]] = {
     "llama_index": BASE | {"retriever", "encode.splitter"},
     "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
                       "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},
-    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index", "index.layout"},
+    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index",
+                   "index.layout"},
 }  # fmt: skip
 
 # Third-party homes: a package may be imported by these modules only.

@@ -1,4 +1,4 @@
-"""Random operations on an index and on a dictionary: the same documents always, the same results where exact."""
+"""Random operations on an index and on a dictionary: the same documents, the same results where exact."""
 
 from __future__ import annotations
 

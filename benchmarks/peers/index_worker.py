@@ -2,9 +2,9 @@
 
 python benchmarks/peers/index_worker.py
 
-It is run by path with the system's own interpreter, so it imports nothing of this project but the library, and that
-only where the library is the system. Every system is given the same embeddings (see benchmarks/embedded.py), at its
-own defaults; the clock runs inside, around its calls alone.
+It is run by path with the system's own interpreter, so it imports nothing of this project but the library,
+and that only where the library is the system. Every system is given the same embeddings (see
+benchmarks/embedded.py), at its own defaults; the clock runs inside, around its calls alone.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class Session:
         return {"ms": took, "found": found}
 
     def do_add(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Add the passages from `first` to `stop` to the open index, `at_once` a call: seconds of each call."""
+        """Add the passages from `first` to `stop` to the open index, `at_once` a call: seconds of each."""
         took = []
         for first in range(request["first"], request["stop"], request["at_once"]):
             start = time.perf_counter()

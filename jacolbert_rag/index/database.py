@@ -154,7 +154,7 @@ def create(sql: sqlite3.Connection) -> None:
 
 
 def take_over(sql: sqlite3.Connection) -> None:
-    """Put all that the attached database "source" holds in the place of what is here, within a transaction."""
+    """Put all that the attached database "source" holds in the place of this one's, in a transaction."""
     former = generation(sql) if is_made(sql) else 0
     if not is_made(sql):
         create(sql)

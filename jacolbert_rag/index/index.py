@@ -1,12 +1,12 @@
 """A durable index: documents and their token embeddings on disk, added to, deleted from and searched.
 
-SQLite is the one authority on what counts (`layout` has the names). Files are whole before the transaction that names
-them commits, and are never changed: a kill at any moment leaves the state before it or the one behind it, and at
-worst files that nobody names, which the next writer removes. Writers of several processes take turns (SQLite's lock
-ends with its process); a reader sees one committed state for as long as it looks.
+SQLite is the one authority on what counts (`layout` has the names). Files are whole before the transaction
+that names them commits, and are never changed: a kill at any moment leaves the state before it or the one
+behind it, and at worst files that nobody names, which the next writer removes. Writers of several processes
+take turns (SQLite's lock ends with its process); a reader sees one committed state for as long as it looks.
 
-A document's row is its number in order of arrival. A deleted or replaced document leaves a dead row; compacting
-numbers the rows anew.
+A document's row is its number in order of arrival. A deleted or replaced document leaves a dead row;
+compacting numbers the rows anew.
 """
 
 from __future__ import annotations
@@ -615,8 +615,8 @@ def _opening(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if database.has_log(file) and not os.access(path, os.W_OK):
             raise IndexFolderError(
-                f"{file} has a log that was not folded in, because its last writer was killed, and the folder "
-                "may only be read. Open the index once where it can be written."
+                f"{file} has a log that was not folded in, because its last writer was killed, and the "
+                "folder may only be read. Open the index once where it can be written."
             ) from error
         raise IndexFolderError(f"{file} could not be opened ({error}).") from error
     except sqlite3.DatabaseError as error:
@@ -633,12 +633,12 @@ def _telling(path: Path) -> Iterator[None]:
             raise
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise IndexWriteError(
-                f"Another process has been writing the index {path} for {database.LOCK_SECONDS} seconds. What "
-                "was to be written is not stored. Call again when it is done."
+                f"Another process has been writing the index {path} for {database.LOCK_SECONDS} seconds. "
+                "What was to be written is not stored. Call again when it is done."
             ) from error
         raise IndexWriteError(
-            f"The index {path} could not be written ({error}). What was to be written is not stored, and what "
-            "was there is whole. Free space or mend the permissions, and call again."
+            f"The index {path} could not be written ({error}). What was to be written is not stored, and "
+            "what was there is whole. Free space or mend the permissions, and call again."
         ) from error
     except sqlite3.DatabaseError as error:
         raise IndexCorruptError(f"{path / DATABASE_FILE} is not readable ({error}). {MEND}") from error

@@ -1,7 +1,7 @@
 """What a folder of an index holds, and whether a folder is one.
 
     manifest.json            what made the index, for people and for older versions to read; derived
-    index.sqlite             documents, the manifest, and the names, sizes and checksums of the files that count
+    index.sqlite             documents, the manifest; names, sizes and checksums of the files that count
     files/NAME.tokens.npy    token embeddings of a run of rows, as `quantize.Codec` has them
     files/NAME.offsets.npy   first token of each row
     files/NAME.codebook.npy  centroids of residuals
@@ -79,7 +79,7 @@ def exists(folder: Path) -> bool:
 
 
 def may_be_filled(folder: Path) -> bool:
-    """Whether an index may be saved into a folder: it is new or empty, or holds an index, whole or half made."""
+    """Whether an index may be saved into a folder: it is new, empty, or an index, whole or half made."""
     if not folder.exists():
         return True
     return folder.is_dir() and (kind(folder) is not Kind.NONE or not any(folder.iterdir()))
@@ -209,6 +209,6 @@ def missing(path: Path) -> IndexCorruptError:
 def gone(folder: Path) -> IndexFolderError:
     """An error for a handle whose folder was removed, or has another index by now."""
     return IndexNotFoundError(
-        f"The index that was opened in {folder} is no longer there: it was removed, or another one was put in "
-        "its place. Load it again."
+        f"The index that was opened in {folder} is no longer there: it was removed, or another one was put "
+        "in its place. Load it again."
     )

@@ -123,7 +123,8 @@ class Loader:
     ) -> PooledVectors | None:
         if name not in self._pooled:
             with self._derived(name + GRAPH, is_newest=is_newest):
-                # Voyager follows whatever a damaged graph says, out of its memory too: look at every byte first.
+                # Voyager follows whatever a damaged graph says, out of its memory too: look at every byte
+                # first.
                 graph = Graph.load(files.read_bytes(self.folder, self._record(records, name + GRAPH)))
                 centers = self._read(records, name + CENTERS, np.float32, (state["n_cells"], self.dim))
                 cells = self._read(records, name + CELLS, np.int64, (state["n_cells"] + 1,))

@@ -1,7 +1,8 @@
 """Indexes of former formats, made anew in this one when they are first opened.
 
-Format 1 (version 0.1.0): manifest.json; documents.sqlite with tables documents and segments; embeddings/NAME.npy,
-float16 or float32, beside embeddings/NAME.offsets.npy; candidates/, which is derived and not looked at.
+Format 1 (version 0.1.0): manifest.json; documents.sqlite with tables documents and segments;
+embeddings/NAME.npy, float16 or float32, beside embeddings/NAME.offsets.npy; candidates/, which is derived and
+not looked at.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def _documents(folder: Path, sql: sqlite3.Connection) -> Iterator[tuple[list[Doc
             raise ValueError(f"{name}.npy has {len(flat)} tokens of {len(segment)} documents")
         for start in range(first, first + n_rows, APPENDED):
             found = sql.execute(
-                "SELECT row, id, title, text, metadata FROM documents WHERE row >= ? AND row < ? ORDER BY row",
+                "SELECT row, id, title, text, metadata FROM documents WHERE row >= ? AND row < ? "
+                "ORDER BY row",
                 (start, min(start + APPENDED, first + n_rows)),
             ).fetchall()
             rows = np.array([row for row, *_ in found], dtype=np.int64) - first

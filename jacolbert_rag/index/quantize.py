@@ -175,8 +175,8 @@ class Codec:
         # A GPU that is told to look beyond the end of a table is of no use to its process any more.
         if len(labels) and labels.max() >= len(self._known_centroids):
             raise IndexCorruptError(
-                f"Stored token embeddings name the centroid {labels.max()} of {len(self._known_centroids)}: a "
-                "file of the index is damaged. verify() tells which."
+                f"Stored token embeddings name the centroid {labels.max()} of "
+                f"{len(self._known_centroids)}: a file of the index is damaged. verify() tells which."
             )
         return labels
 

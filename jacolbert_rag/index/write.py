@@ -65,7 +65,8 @@ class Write:
         added: TokenEmbeddings | None = None,
         listed: bool = True,
     ) -> SegmentRow:
-        """One segment of the tokens of others, behind which what is added comes. The others are to be forgotten.
+        """One segment of the tokens of others, behind which what is added comes. The others are to be
+        forgotten.
 
         Args:
             old: segments that follow one another.
@@ -128,7 +129,7 @@ class Write:
         return replace(row, lists=name, n_postings=len(packed))
 
     def put(self, old: Sequence[SegmentRow], new: Sequence[SegmentRow]) -> None:
-        """Put segments in the place of others, whose files no longer count but where a new one has them too."""
+        """Put segments in the place of others, whose files count no more unless a new one has them too."""
         database.replace_segments(self.sql, old, new)
         kept = {name for row in new for name in names_of(row)}
         self.obsolete += [name for row in old for name in names_of(row) if name not in kept]
