@@ -19,7 +19,7 @@ import jacolbert_rag
 from evals import metrics, reports, systems
 from evals.datasets import DatasetError, load_task
 from evals.run import app
-from jacolbert_rag import Document, InvalidInputError
+from jacolbert_rag import Document, InvalidInputError, StoreConfig
 from jacolbert_rag.encode.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
@@ -498,7 +498,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     assert bm25["signature"].startswith(data)
     assert f"|bm25|k1:{systems.BM25_K1}|b:{systems.BM25_B}|" in bm25["signature"]
     assert f"|jacolbert|{tiny_model.name}@" in proposed["signature"]
-    assert "|pool:1|float16|compute:" in proposed["signature"]
+    assert f"|pool:1|{StoreConfig().dtype}|compute:" in proposed["signature"]
     assert "|n_nearest:32|n_candidates:256|ef:96|qlen:paper|" in proposed["signature"]
     assert "|n_nearest:" not in exact["signature"]
     for text in (
