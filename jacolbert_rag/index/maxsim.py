@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 # Similarities held at once, as float32: 16 MB, so that the max reads what the product just wrote; a GPU wants
 # few and large ones.
 MAX_CELLS = {"cpu": 4_000_000, "cuda": 256_000_000}
+QUERY_STEP = 8  # query tokens are padded to a multiple of
 
 
 def maxsim(query: TokenArray, docs: TokenEmbeddings | CodedTokens, *, device: str = "cpu") -> FloatArray:
@@ -63,7 +63,9 @@ def maxsim_many(
             "by different models. Encode both with one."
         )
     scores = np.full((len(queries), len(docs)), -np.inf, dtype=np.float32)
-    flat = np.array(queries.flat, dtype=np.float32)  # copied, because torch warns of what cannot be written
+    # Products of 39 query tokens take half as long again as those of 40.
+    flat = np.zeros((-(-len(queries.flat) // QUERY_STEP) * QUERY_STEP, queries.dim), dtype=np.float32)
+    flat[: len(queries.flat)] = queries.flat
     asked = torch.from_numpy(flat).to(device)
     n_cells = max(1, MAX_CELLS["cpu" if device == "cpu" else "cuda"] // max(1, len(asked)))
     filled = np.flatnonzero(docs.lengths > 0)
@@ -76,7 +78,7 @@ def maxsim_many(
         # Documents without tokens take no place, so the filled ones lie side by side.
         offsets = np.append(docs.offsets[rows] - first, docs.offsets[rows[-1] + 1] - first)
         similarities = docs.codec.similarities(docs.codes[first : first + offsets[-1]], asked)
-        best = max_per_document(similarities, offsets)
+        best = max_per_document(similarities, offsets)[:, : len(queries.flat)]
         scores[:, rows] = np.add.reduceat(best, queries.offsets[:-1], axis=1, dtype=np.float32).T
         start += len(rows)
     return scores
@@ -91,16 +93,14 @@ def max_per_document(similarities: Tensor, offsets: IntArray) -> FloatArray:
     """
     import torch
 
-    if similarities.device.type != "cpu":
-        lengths = torch.from_numpy(np.diff(offsets)).to(similarities.device)
-        best: FloatArray = torch.segment_reduce(similarities, "max", lengths=lengths).cpu().numpy()
-        return best
-    rows = similarities.numpy()
-    best = np.empty((len(offsets) - 1, rows.shape[1]), dtype=np.float32)
-    # A loop, because np.maximum.reduceat over the first axis took 70 times as long for 32 queries.
-    for i, (begin, end) in enumerate(pairwise(offsets.tolist())):
-        np.max(rows[begin:end], axis=0, out=best[i])
-    return best
+    lengths = torch.from_numpy(np.diff(offsets))
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(similarities.device)
+    # Of numpy's and torch's reductions this one took least time: a sixth of a loop over documents, a
+    # thirtieth of segment_reduce, a hundredth of np.maximum.reduceat.
+    best = torch.full((len(lengths), similarities.shape[1]), -torch.inf, device=similarities.device)
+    best.scatter_reduce_(0, rows[:, None].expand_as(similarities), similarities, "amax")
+    found: FloatArray = best.cpu().numpy()
+    return found
 
 
 def maxsim_padded(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:

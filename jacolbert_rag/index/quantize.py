@@ -89,7 +89,7 @@ class Codec:
         """
         import torch
 
-        asked = query.T
+        asked = query.T.contiguous()  # products take twice as long with a transposed view
         if not len(codes):
             return torch.zeros((0, len(query)), device=query.device)
         # Copied where they may not be written, because torch warns of that.
@@ -109,7 +109,7 @@ class Codec:
         products *= _float16(stored[:, 2:4])
         near = torch.from_numpy(self._known_centroids).to(query.device) @ asked
         labels = torch.from_numpy(self._labels(codes)).to(query.device)
-        return products.add_(near[labels])
+        return products.add_(near.index_select(0, labels))
 
     def _encode_int8(self, flat: FloatArray, codes: CodeArray) -> None:
         step = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
@@ -189,7 +189,7 @@ class Codec:
 
         n = self._n_packed
         padded = pad(asked, (0, 0, 0, n * len(self._shifts) - self.dim))
-        return [padded[i * n : (i + 1) * n] for i in range(len(self._shifts))]
+        return [padded[i * n : (i + 1) * n].contiguous() for i in range(len(self._shifts))]
 
 
 def _float16(stored: Tensor) -> Tensor:
