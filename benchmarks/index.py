@@ -116,7 +116,9 @@ class Bench:
             replies = {}
             for name in rotated(list(workers), i):
                 try:
+                    workers[name].resume()
                     replies[name] = workers[name].ask("search", first=edges[i], stop=edges[i + 1], k=K)
+                    workers[name].pause()
                 except WorkerError as error:
                     say(f"{name} failed: {error}")
                     workers.pop(name)
@@ -134,6 +136,7 @@ class Bench:
                     opened = workers[name].ask("open", path=str(self.path(name, n)))
                     found[name]["open_s"].append(opened["seconds"])
                     workers[name].ask("search", first=n_questions, stop=n_questions + N_WARM_UP, k=K)
+                    workers[name].pause()
                 except WorkerError as error:
                     say(f"{name} failed: {error}")
                     found[name]["not_run"] = f"failed: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,8 +121,19 @@ class Worker:
             raise WorkerError(str(reply["error"]))
         return reply
 
+    def pause(self) -> None:
+        """Have the process stand still, so that threads of its own that never rest disturb nobody."""
+        if hasattr(signal, "SIGSTOP"):
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if hasattr(signal, "SIGCONT"):
+            self._process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """End the process."""
+        self.resume()
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):  # it ended by itself, with a request unread
                 self._process.stdin.close()

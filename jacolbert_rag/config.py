@@ -212,12 +212,12 @@ class StoreConfig(_Config):
 class CandidateConfig(_Config):
     """Which documents are worth an exact score: Voyager over vectors pooled across the corpus."""
 
-    tokens_per_pooled: int = 64  # token embeddings of the corpus for one pooled vector
+    tokens_per_pooled: int = 96  # token embeddings of the corpus for one pooled vector
     max_pooled: int = 131_072  # bounds memory and time of pooling a large corpus
     samples_per_pooled: int = 16  # token embeddings that k-means sees for each pooled vector
     n_probed: int = 2  # cells of pooled vectors that a document's token is compared with
-    n_nearest: int = 32  # pooled vectors that a query token takes
-    n_candidates: int = 256  # documents handed to exact scoring, or 2 * k where that is more
+    n_nearest: int = 64  # pooled vectors that a query token takes
+    n_candidates: int = 96  # documents handed to exact scoring, or 2 * k where that is more
     m: int = 12  # HNSW links a vector
     ef_construction: int = 100
     ef_search: int = 96

@@ -83,27 +83,29 @@ class Cells:
         """
         import torch
 
-        found = np.zeros(len(tokens), dtype=np.int64)
-        best = np.full(len(tokens), -np.inf, dtype=np.float32)
+        if not len(tokens):
+            return np.empty(0, dtype=np.int64)
         # Copies, because torch warns of arrays that are memory maps.
         centers, vectors = (torch.from_numpy(np.array(a)) for a in (self.centers, self.vectors))
-        centers = centers.T
+        given = torch.from_numpy(np.array(tokens, dtype=np.float32))
+        centers = centers.T.contiguous()
         n_probed = min(n_probed, len(self.centers))
-        step = max(1, MAX_CELLS // max(len(self.centers), self.centers.shape[1]))
-        for start in range(0, len(tokens), step):
-            chunk = torch.from_numpy(np.asarray(tokens[start : start + step], dtype=np.float32))
-            probed = (chunk @ centers).topk(n_probed, dim=1).indices.numpy()
-            # Pairs of token and cell, sorted by cell, so that each cell is one product.
-            order = np.argsort(probed, axis=None, kind="stable")
-            cells, firsts = np.unique(probed.ravel()[order], return_index=True)
-            for cell, first, stop in zip(cells.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
-                members = order[first:stop] // n_probed
-                begin, end = int(self.offsets[cell]), int(self.offsets[cell + 1])
-                products = chunk[torch.from_numpy(members)] @ vectors[begin:end].T
-                similarity, place = (values.numpy() for values in products.max(dim=1))
-                better = similarity > best[start + members]
-                found[start + members[better]] = begin + place[better]
-                best[start + members[better]] = similarity[better]
+        step = max(1, MAX_CELLS // len(self.centers))
+        chunks = [(chunk @ centers).topk(n_probed, dim=1).indices for chunk in given.split(step)]
+        probed = torch.cat(chunks).numpy()
+        found = np.zeros(len(tokens), dtype=np.int64)
+        best = np.full(len(tokens), -np.inf, dtype=np.float32)
+        # Pairs of token and cell, sorted by cell, so that each cell is one product.
+        order = np.argsort(probed.astype(np.uint16), axis=None, kind="stable")  # by radix, being so short
+        cells, firsts = np.unique(probed.ravel()[order], return_index=True)
+        for cell, first, stop in zip(cells.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
+            members = order[first:stop] // n_probed
+            begin, end = int(self.offsets[cell]), int(self.offsets[cell + 1])
+            products = given.index_select(0, torch.from_numpy(members)) @ vectors[begin:end].T
+            similarity, place = (values.numpy() for values in products.max(dim=1))
+            better = similarity > best[members]
+            found[members[better]] = begin + place[better]
+            best[members[better]] = similarity[better]
         return found
 
 
@@ -119,17 +121,16 @@ def pool_corpus(tokens: FloatArray, n_pooled: int, *, seed: int) -> Cells:
         seed: of the first centers.
     """
     rng = np.random.default_rng(seed)
-    tokens = _unit(tokens)
     n_pooled = min(n_pooled, len(tokens))
     n_cells = max(1, round(np.sqrt(n_pooled)))
     some = rng.permutation(len(tokens))[: TOKENS_PER_CENTER * n_cells]
-    _, centers = _kmeans(tokens[np.sort(some)], n_cells, rng)
+    _, centers = _kmeans(_unit(tokens[np.sort(some)]), n_cells, rng)
     labels = nearest(tokens, centers)
     order = np.argsort(labels, kind="stable")
     filled, firsts = np.unique(labels[order], return_index=True)
     parts = []
     for first, stop in zip(firsts, [*firsts[1:], len(order)], strict=True):
-        members = tokens[order[first:stop]]
+        members = _unit(tokens[order[first:stop]])  # a cell at a time: the whole may be a gigabyte
         share = max(1, int(n_pooled * len(members) / len(tokens)))
         parts.append(_kmeans(members, share, rng)[1])
     return Cells(centers[filled], np.concatenate(parts), offsets_of([len(part) for part in parts]))
@@ -166,5 +167,5 @@ def nearest(tokens: FloatArray, centers: FloatArray) -> IntArray:
 
 def _unit(rows: FloatArray) -> FloatArray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: FloatArray = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    unit: FloatArray = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32, copy=False)
     return unit

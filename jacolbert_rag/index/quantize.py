@@ -23,7 +23,7 @@ BITS = {"residual4": 4, "residual2": 2}
 # Step of the uniform quantizer that loses least of a normal distribution, in its standard deviations
 # (J. Max, Quantizing for minimum distortion, 1960, table II).
 STEPS = {4: 0.3352, 2: 0.9957}
-CHUNK = 65_536  # tokens encoded at once: bounds the memory that float32 copies take
+CHUNK = 16_384  # tokens encoded at once: a few copies of 8 MB stay near the processor
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,9 @@ class Codec:
         if self.dtype == "int8":
             step = np.ascontiguousarray(codes[:, :2]).view(np.float16).astype(np.float32)
             return np.ascontiguousarray(codes[:, 2:]).view(np.int8) * step
-        labels, step = self._labels(codes), self._residual_step(codes)
-        packed = codes[:, 4:]
-        parts = [(packed >> shift) & self._mask for shift in self._shifts]
-        numbers = np.concatenate(parts, axis=1)[:, : self.dim].astype(np.float32)
-        centroids = self._known_centroids
-        decoded: FloatArray = centroids[labels] + (numbers + self._offset) * step[:, None]
+        decoded = np.empty((len(codes), self.dim), dtype=np.float32)
+        for start in range(0, len(codes), CHUNK):
+            self._decode_residuals(codes[start : start + CHUNK], decoded[start : start + CHUNK])
         return decoded
 
     def similarities(self, codes: CodeArray, query: Tensor) -> Tensor:
@@ -119,28 +116,41 @@ class Codec:
         codes[:, 2:] = numbers.astype(np.int8).view(np.uint8)
 
     def _encode_residuals(self, flat: FloatArray, codes: CodeArray) -> None:
-        labels = nearest(flat, self._known_centroids)
-        residuals = flat - self._known_centroids[labels]
-        deviation = np.sqrt(np.mean(residuals**2, axis=1, keepdims=True))
-        step = np.maximum(STEPS[self.bits] * deviation, np.finfo(np.float16).tiny)
-        numbers = self._numbers(residuals, step)
-        # Of all steps, the one that leaves least of these numbers' residuals (least squares).
-        centered = numbers + self._offset
-        step = (residuals * centered).sum(axis=1, keepdims=True) / (centered**2).sum(axis=1, keepdims=True)
-        step = np.maximum(step, np.finfo(np.float16).tiny).astype(np.float16)
-        numbers = self._numbers(residuals, step.astype(np.float32)).astype(np.uint8)
-        codes[:, :2] = labels.astype(np.uint16)[:, None].view(np.uint8)
-        codes[:, 2:4] = step.view(np.uint8)
-        padded = np.zeros((len(flat), self._n_packed * len(self._shifts)), dtype=np.uint8)
-        padded[:, : self.dim] = numbers
-        packed = codes[:, 4:]
-        packed[:] = 0
-        for shift, part in zip(self._shifts, np.split(padded, len(self._shifts), axis=1), strict=True):
-            packed |= part << np.uint8(shift)
+        import torch
 
-    def _numbers(self, residuals: FloatArray, step: FloatArray) -> FloatArray:
-        numbers: FloatArray = np.clip(np.floor(residuals / step) + 2 ** (self.bits - 1), 0, self._mask)
-        return numbers
+        labels = torch.from_numpy(nearest(flat, self._known_centroids))
+        tokens = torch.from_numpy(np.ascontiguousarray(flat))
+        residuals = tokens - torch.from_numpy(self._known_centroids).index_select(0, labels)
+        tiny = float(np.finfo(np.float16).tiny)
+        deviation = residuals.square().mean(dim=1, keepdim=True).sqrt_()
+        numbers = self._numbers(residuals, deviation.mul_(STEPS[self.bits]).clamp_(min=tiny))
+        # Of all steps, the one that leaves least of these numbers' residuals (least squares).
+        centered = numbers.add_(self._offset)
+        step = (residuals * centered).sum(dim=1, keepdim=True) / centered.square().sum(dim=1, keepdim=True)
+        step = step.clamp_(min=tiny).half()
+        numbers = self._numbers(residuals, step.float())
+        codes[:, :2] = labels.numpy().astype(np.uint16)[:, None].view(np.uint8)
+        codes[:, 2:4] = step.numpy().view(np.uint8)
+        padded = torch.zeros((len(flat), self._n_packed * len(self._shifts)), dtype=torch.uint8)
+        padded[:, : self.dim] = numbers
+        packed = torch.zeros((len(flat), self._n_packed), dtype=torch.uint8)
+        for i, shift in enumerate(self._shifts):
+            packed |= padded[:, i * self._n_packed : (i + 1) * self._n_packed] << shift
+        codes[:, 4:] = packed.numpy()
+
+    def _decode_residuals(self, codes: CodeArray, decoded: FloatArray) -> None:
+        import torch
+
+        labels = torch.from_numpy(self._labels(codes))
+        stored = torch.from_numpy(codes.copy())  # in one piece, and writable
+        packed, step = stored[:, 4:], _float16(stored[:, 2:4])
+        numbers = torch.cat([(packed >> shift) & self._mask for shift in self._shifts], dim=1)[:, : self.dim]
+        found = torch.from_numpy(decoded)
+        torch.index_select(torch.from_numpy(self._known_centroids), 0, labels, out=found)
+        found.addcmul_(numbers.float().add_(self._offset), step)
+
+    def _numbers(self, residuals: Tensor, step: Tensor) -> Tensor:
+        return (residuals / step).floor_().add_(2 ** (self.bits - 1)).clamp_(0, self._mask)
 
     @property
     def bits(self) -> int:
@@ -179,9 +189,6 @@ class Codec:
                 f"{len(self._known_centroids)}: a file of the index is damaged. verify() tells which."
             )
         return labels
-
-    def _residual_step(self, codes: CodeArray) -> FloatArray:
-        return np.ascontiguousarray(codes[:, 2:4]).view(np.float16)[:, 0].astype(np.float32)
 
     def _grouped(self, asked: Tensor) -> list[Tensor]:
         """A (dim, q_tokens) query in the parts that the shifts of a byte stand for."""

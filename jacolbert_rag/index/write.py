@@ -254,13 +254,17 @@ def list_rows(pooled: PooledVectors, segment: Segment, alive: BoolArray, setting
 def sample(snapshot: Snapshot, n: int, rng: np.random.Generator) -> FloatArray:
     """About n token embeddings, a fair share of every segment; dead rows' are among them."""
     share = min(1.0, n / max(1, snapshot.n_tokens))
-    parts = [np.empty((0, snapshot.dim), dtype=np.float32)]
-    for segment in snapshot.segments:
-        size = segment.row.n_tokens
-        if size:
-            chosen = np.sort(rng.permutation(size)[: max(1, round(share * size))])
-            parts.append(segment.tokens.codec.decode(segment.tokens.codes[chosen]))
-    return np.concatenate(parts)
+    filled = [segment for segment in snapshot.segments if segment.row.n_tokens]
+    sizes = [max(1, round(share * segment.row.n_tokens)) for segment in filled]
+    tokens = np.empty((sum(sizes), snapshot.dim), dtype=np.float32)  # at once: it may be a gigabyte
+    start = 0
+    for segment, size in zip(filled, sizes, strict=True):
+        chosen = np.sort(rng.permutation(segment.row.n_tokens)[:size])
+        for first in range(0, size, LISTED_TOKENS):
+            part = segment.tokens.codes[chosen[first : first + LISTED_TOKENS]]
+            tokens[start : start + len(part)] = segment.tokens.codec.decode(part)
+            start += len(part)
+    return tokens
 
 
 def _in_blocks(tokens: CodedTokens, rows: IntArray) -> Iterator[CodedTokens]:
