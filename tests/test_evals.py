@@ -19,7 +19,7 @@ import jacolbert_rag
 from evals import metrics, reports, systems
 from evals.datasets import DatasetError, load_task
 from evals.run import app
-from jacolbert_rag import Document, InvalidInputError, StoreConfig
+from jacolbert_rag import CandidateConfig, Document, InvalidInputError, StoreConfig
 from jacolbert_rag.encode.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
@@ -499,7 +499,9 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     assert f"|bm25|k1:{systems.BM25_K1}|b:{systems.BM25_B}|" in bm25["signature"]
     assert f"|jacolbert|{tiny_model.name}@" in proposed["signature"]
     assert f"|pool:1|{StoreConfig().dtype}|compute:" in proposed["signature"]
-    assert "|n_nearest:32|n_candidates:256|ef:96|qlen:paper|" in proposed["signature"]
+    near = CandidateConfig()
+    settings = f"|n_nearest:{near.n_nearest}|n_candidates:{near.n_candidates}|ef:{near.ef_search}|qlen:paper|"
+    assert settings in proposed["signature"]
     assert "|n_nearest:" not in exact["signature"]
     for text in (
         "小さな資料 dev",
