@@ -249,11 +249,11 @@ def _grown(each: Mapping[str, Any], grown: Mapping[str, Any]) -> Grid:
             f"{grown['bytes'] / each['n']:,.0f}",
         ),
     )
-    by_1000, by_100 = grown["add_1000_s"]["median"], grown["add_100_s"]["median"]
+    by_1000, by_100 = grown["add_1000_s"], grown["add_100_s"]
     title = (
-        f"From {grown['from']:,} to {each['n']:,} passages by adds of {grown['by']:,} (median "
-        f"{by_1000:.1f} s, longest {grown['add_1000_longest_s']:.1f} s); then adds of 100 (median {by_100:.2f} s, longest "
-        f"{grown['add_100_longest_s']:.2f} s)"
+        f"From {grown['from']:,} to {each['n']:,} passages by adds of {grown['by']:,} "
+        f"(median {by_1000['median']:.1f} s, longest {grown['add_1000_longest_s']:.1f} s); "
+        f"then adds of 100 (median {by_100['median']:.2f} s, longest {grown['add_100_longest_s']:.2f} s)"
     )
     return Grid(title, ("index", "top 10 like exact", "p50 ms", "bytes a passage"), lines)
 
