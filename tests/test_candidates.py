@@ -132,7 +132,7 @@ def test_approximate_scores_by_hand() -> None:
     # Cosines: each token over its length, .9950 and .9274. Three nearest of each, over the third as the
     # floor: token 0: .8 .5 | .3, token 1: .9 .2 | .1 document 0: (.8-.3) + (.9-.1); document 1: (.5-.3) +
     # (.9-.1); document 2: 0 + (.2-.1)
-    gains = lists.gains(*pooled.near(query, config), 3)
+    gains = lists.gains(pooled.near(query, config), 3)
     first, second = np.linalg.norm(query, axis=1)
     assert gains == pytest.approx(
         [0.5 / first + 0.8 / second, 0.2 / first + 0.8 / second, 0.1 / second], abs=1e-5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jacolbert_rag.index import postings as module
-from jacolbert_rag.index.postings import Postings
+from jacolbert_rag.index.postings import Near, Postings
 
 
 def some(n: int = 400, n_pooled: int = 60, n_rows: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def test_gains_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch, at_once: boo
             expected[row] += max(
                 (gains[q, j] for j in range(12) if row in listed.get(near[q, j], ())), default=0.0
             )
-    assert lists.gains(near, gains, 50) == pytest.approx(expected, abs=1e-5)
+    assert lists.gains(Near.of(near, gains), 50) == pytest.approx(expected, abs=1e-5)
 
 
 def test_packed_and_back() -> None:
@@ -65,5 +65,5 @@ def test_nothing_is_listed() -> None:
     nothing = np.empty(0, dtype=np.int64)
     lists = Postings.unpack(Postings.of(nothing, nothing).packed(), 4)
     near = np.arange(6).reshape(2, 3)
-    assert list(lists.gains(near, np.ones((2, 3), dtype=np.float32), 4)) == [0, 0, 0, 0]
+    assert list(lists.gains(Near.of(near, np.ones((2, 3), dtype=np.float32)), 4)) == [0, 0, 0, 0]
     assert len(lists.pairs()[0]) == 0

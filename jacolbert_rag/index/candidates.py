@@ -18,7 +18,7 @@ from jacolbert_rag.config import CandidateConfig
 from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray
 from jacolbert_rag.index.graph import Graph
 from jacolbert_rag.index.pooling import Cells, pool_corpus
-from jacolbert_rag.index.postings import Postings
+from jacolbert_rag.index.postings import Near, Postings
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,11 @@ class PooledVectors:
         cells = Cells(self.centers, self.graph.vectors, self.offsets)
         return cells.nearest(tokens, n_probed=config.n_probed)
 
-    def near(self, query: TokenArray, config: CandidateConfig) -> tuple[IntArray, FloatArray]:
-        """The pooled vectors that a query's tokens take.
-
-        Returns:
-            (q_tokens, k) int64 pooled vectors and (q_tokens, k) float32 gains: how much more similar each is
-            than the least similar of its row. From the least similar to the most, as `Postings.gains` wants.
-        """
+    def near(self, query: TokenArray, config: CandidateConfig) -> Near:
+        """What a query's tokens take; a gain is how much more similar one is than the least similar taken."""
         pooled, similarity = self.graph.nearest(query, config.n_nearest, ef=config.ef_search)
         gains = similarity - similarity[:, -1:]
-        return np.ascontiguousarray(pooled[:, ::-1]), np.ascontiguousarray(gains[:, ::-1])
+        return Near.of(pooled[:, ::-1], np.ascontiguousarray(gains[:, ::-1]))
 
 
 def list_documents(

@@ -13,6 +13,28 @@ MAX_GAINS = 1 << 21
 
 
 @dataclass(frozen=True)
+class Near:
+    """The pooled vectors that a query's tokens take, each looked up once for all tokens.
+
+    Attributes:
+        vectors: (n,) uint32 distinct pooled vectors, rising: lists lie in this order, too.
+        places: (q_tokens, k) int64, in `vectors`, of those near each token; the most similar is last.
+        gains: (q_tokens, k) float32 what a document that one of them lists gains; not negative.
+    """
+
+    vectors: Uint32Array
+    places: IntArray
+    gains: FloatArray
+
+    @classmethod
+    def of(cls, pooled: IntArray, gains: FloatArray) -> Near:
+        """From (q_tokens, k) pooled vectors, from the least similar to the most, and their gains."""
+        # In the lists' own dtype: else a search converts all of a list first.
+        vectors, places = np.unique(pooled.astype(np.uint32), return_inverse=True)
+        return cls(vectors, places.reshape(pooled.shape), gains)
+
+
+@dataclass(frozen=True)
 class Postings:
     """Compressed sparse rows over the pooled vectors that list anything.
 
@@ -77,29 +99,29 @@ class Postings:
         """(n_entries,) pooled vector and (n_entries,) row of every entry."""
         return np.repeat(self.pooled.astype(np.int64), np.diff(self.offsets)), self.rows.astype(np.int64)
 
-    def gains(self, pooled: IntArray, gains: FloatArray, n_rows: int) -> FloatArray:
+    def gains(self, near: Near, n_rows: int) -> FloatArray:
         """What a query gains from each row, summed over its tokens.
 
         Args:
-            pooled: (q_tokens, k) pooled vectors near each query token, from the least similar to the most.
-            gains: (q_tokens, k) float32, not negative.
+            near: what its tokens take.
             n_rows: of the run.
 
         Returns:
             (n_rows,) float32: sum over query tokens of the best gain among the pooled vectors that list the
             row; zero where none does.
         """
-        places = np.minimum(np.searchsorted(self.pooled, pooled), max(0, len(self.pooled) - 1))
         if not len(self.pooled):
             return np.zeros(n_rows, dtype=np.float32)
-        starts = self.offsets[places].astype(np.int64)
-        lengths = self.offsets[places + 1].astype(np.int64) - starts
-        lengths[self.pooled[places] != pooled] = 0
-        if pooled.shape[0] * n_rows <= MAX_GAINS:
+        lists = np.minimum(np.searchsorted(self.pooled, near.vectors), len(self.pooled) - 1)
+        first = self.offsets[lists].astype(np.int64)
+        listed = self.offsets[lists + 1].astype(np.int64) - first
+        listed[self.pooled[lists] != near.vectors] = 0
+        starts, lengths, gains = first[near.places], listed[near.places], near.gains
+        if len(starts) * n_rows <= MAX_GAINS:
             return self._gains_at_once(starts, lengths, gains, n_rows)
         total = np.zeros(n_rows, dtype=np.float32)
         best = np.zeros(n_rows, dtype=np.float32)
-        for token in range(len(pooled)):
+        for token in range(len(starts)):
             # Lists are joined from the least similar to the most, so that of a row's entries the best is
             # written last.
             best[self._joined(starts[token], lengths[token])] = np.repeat(gains[token], lengths[token])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -238,3 +239,12 @@ class CodedTokens:
             first = self.offsets[row]
             codes[start:stop] = self.codes[first : first + stop - start]
         return CodedTokens(codes, offsets, self.codec)
+
+    @staticmethod
+    def concatenate(parts: Sequence[CodedTokens]) -> CodedTokens:
+        """Documents of several parts, at least one, with one codec."""
+        if len(parts) == 1:
+            return parts[0]
+        codes = np.concatenate([part.codes for part in parts])
+        offsets = offsets_of(np.concatenate([part.lengths for part in parts]))
+        return CodedTokens(codes, offsets, parts[0].codec)
