@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Similarities held at once, as float32: 16 MB, so that the max reads what the product just wrote; a GPU wants
 # few and large ones.
 MAX_CELLS = {"cpu": 4_000_000, "cuda": 256_000_000}
+# Document tokens at once, for the same reason where a query is short: their numbers as float32 are 8 MB.
+MAX_TOKENS = {"cpu": 32_768, "cuda": 8_000_000}
 QUERY_STEP = 8  # query tokens are padded to a multiple of
 
 
@@ -67,13 +69,14 @@ def maxsim_many(
     flat = np.zeros((-(-len(queries.flat) // QUERY_STEP) * QUERY_STEP, queries.dim), dtype=np.float32)
     flat[: len(queries.flat)] = queries.flat
     asked = torch.from_numpy(flat).to(device)
-    n_cells = max(1, MAX_CELLS["cpu" if device == "cpu" else "cuda"] // max(1, len(asked)))
+    processor = "cpu" if device == "cpu" else "cuda"
+    n_tokens = max(1, min(MAX_TOKENS[processor], MAX_CELLS[processor] // max(1, len(asked))))
     filled = np.flatnonzero(docs.lengths > 0)
     ends = docs.offsets[filled + 1]
     start = 0
     while start < len(filled):
         first = docs.offsets[filled[start]]
-        stop = int(np.searchsorted(ends, first + n_cells, side="right"))
+        stop = int(np.searchsorted(ends, first + n_tokens, side="right"))
         rows = filled[start : max(stop, start + 1)]
         # Documents without tokens take no place, so the filled ones lie side by side.
         offsets = np.append(docs.offsets[rows] - first, docs.offsets[rows[-1] + 1] - first)
