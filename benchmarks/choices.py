@@ -41,8 +41,8 @@ SMALL = (100, 250, 500, 1_000, 2_000, 4_000)  # passages of the table of exact s
 # One setting after the other is changed, and the others stay as they are by default.
 VARIED: Mapping[str, tuple[int, ...]] = {
     "tokens_per_pooled": (16, 32, 64, 128, 256),
-    "samples_per_pooled": (4, 8, 16, 32),
-    "n_probed": (1, 2, 4),
+    "samples_per_pooled": (8, 16, 32, 64),
+    "n_probed": (1, 2, 4, 8),
     "n_nearest": (8, 16, 32, 64),
     "n_candidates": (32, 64, 128, 256, 512),
 }

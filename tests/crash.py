@@ -13,10 +13,12 @@ import itertools
 import json
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,7 @@ from typing import Annotated
 import typer
 
 from jacolbert_rag.errors import IndexNotFoundError
+from jacolbert_rag.index import layout
 from jacolbert_rag.index.index import Index
 from tests import model_index
 from tests.model_index import Contents
@@ -40,11 +43,13 @@ class Tally:
     kills: int = 0
     acknowledged: int = 0
     under_way: int = 0  # writes whose kill came before their acknowledgement and which are there all the same
-    left_over: int = 0  # files that a kill had left behind
+    left_over: int = 0  # files that a kill had left behind, which no state knows
 
 
 def write(folder: Path, copy: Path, seed: int) -> None:
     """Do random operations until killed, and acknowledge each on standard output."""
+    import torch  # noqa: F401  (else the first write would import it, which takes longer than all the others)
+
     index, mirror = Index.open(folder), None
     print("ready", flush=True)
     for operation in model_index.operations(seed):
@@ -75,12 +80,22 @@ def kill_one(folder: Path, copy: Path, before: Contents, seed: int, tally: Tally
         acknowledged = model_index.applied(acknowledged, operation)
     under_way = model_index.applied(acknowledged, operations[-1])
     holds = check(folder)
+    left_over = len(unknown_files(folder))  # not before: nothing may help it to open
     assert holds in (acknowledged, under_way), differences(holds, acknowledged)
     check_copy(copy, [before, *states(before, operations)])
     tally.kills += 1
     tally.acknowledged += n_acknowledged
     tally.under_way += holds != acknowledged
+    tally.left_over += left_over
     return holds
+
+
+def unknown_files(folder: Path) -> set[str]:
+    """Files of an index that its last committed state does not name."""
+    with closing(sqlite3.connect(folder / layout.DATABASE_FILE)) as sql:
+        known = {name for (name,) in sql.execute("SELECT name FROM files")}
+    there = (folder / layout.FILES_FOLDER).iterdir()
+    return {f"{layout.FILES_FOLDER}/{path.name}" for path in there} - known
 
 
 def check(folder: Path) -> Contents:

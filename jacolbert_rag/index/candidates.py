@@ -36,7 +36,7 @@ class PooledVectors:
     offsets: IntArray
 
     @classmethod
-    def build(cls, sample: FloatArray, n_pooled: int, config: CandidateConfig) -> PooledVectors:
+    def build(cls, sample: TokenArray, n_pooled: int, config: CandidateConfig) -> PooledVectors:
         """Pool a sample of a corpus' token embeddings into about so many vectors."""
         cells = pool_corpus(sample, n_pooled, seed=config.seed)
         graph = Graph.build(

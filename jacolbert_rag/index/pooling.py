@@ -91,7 +91,10 @@ class Cells:
         centers = centers.T.contiguous()
         n_probed = min(n_probed, len(self.centers))
         step = max(1, MAX_CELLS // len(self.centers))
-        chunks = [(chunk @ centers).topk(n_probed, dim=1).indices for chunk in given.split(step)]
+        chunks = [
+            (given[start : start + step] @ centers).topk(n_probed, dim=1).indices
+            for start in range(0, len(given), step)
+        ]
         probed = torch.cat(chunks).numpy()
         found = np.zeros(len(tokens), dtype=np.int64)
         best = np.full(len(tokens), -np.inf, dtype=np.float32)
@@ -109,14 +112,14 @@ class Cells:
         return found
 
 
-def pool_corpus(tokens: FloatArray, n_pooled: int, *, seed: int) -> Cells:
+def pool_corpus(tokens: TokenArray, n_pooled: int, *, seed: int) -> Cells:
     """Vectors pooled across a corpus: spherical k-means in two levels.
 
     First about sqrt(n_pooled) coarse clusters, then each is divided in proportion to its tokens. That
     costs n * sqrt(n_pooled) products in place of n * n_pooled.
 
     Args:
-        tokens: (n, dim) float32, a sample of the corpus' token embeddings, at least one.
+        tokens: (n, dim), a sample of the corpus' token embeddings, at least one.
         n_pooled: how many vectors to make, about.
         seed: of the first centers.
     """
@@ -136,7 +139,7 @@ def pool_corpus(tokens: FloatArray, n_pooled: int, *, seed: int) -> Cells:
     return Cells(centers[filled], np.concatenate(parts), offsets_of([len(part) for part in parts]))
 
 
-def kmeans(tokens: FloatArray, n_clusters: int, *, seed: int) -> FloatArray:
+def kmeans(tokens: TokenArray, n_clusters: int, *, seed: int) -> FloatArray:
     """(at most n_clusters, dim) float32 unit centers of a sample of tokens, found in one level."""
     return _kmeans(_unit(tokens), n_clusters, np.random.default_rng(seed))[1]
 
@@ -152,7 +155,7 @@ def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> tu
     return nearest(tokens, centers), centers
 
 
-def nearest(tokens: FloatArray, centers: FloatArray) -> IntArray:
+def nearest(tokens: TokenArray, centers: FloatArray) -> IntArray:
     """(n,) int64: the row of `centers` with the highest dot product for each of `tokens`."""
     import torch
 
@@ -165,7 +168,8 @@ def nearest(tokens: FloatArray, centers: FloatArray) -> IntArray:
     return labels
 
 
-def _unit(rows: FloatArray) -> FloatArray:
+def _unit(rows: TokenArray) -> FloatArray:
+    rows = rows.astype(np.float32, copy=False)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: FloatArray = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32, copy=False)
     return unit

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jacolbert_rag.config import IndexSettings
-from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.datatypes import BoolArray, IntArray, TokenEmbeddings, offsets_of
 from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index import database, files
 from jacolbert_rag.index.candidates import PooledVectors, list_documents
@@ -172,7 +172,7 @@ class Write:
         parts = [sample(self.snapshot, n, rng)]
         if added is not None:
             chosen = np.sort(rng.permutation(n_added)[:n])
-            parts.append(np.asarray(added.flat[chosen], dtype=np.float32))
+            parts.append(added.flat[chosen].astype(np.float16))
         centroids = kmeans(np.concatenate(parts), config.n_centroids, seed=seed)
         name = _new_name()
         self._array(name + CODEBOOK, centroids)
@@ -251,12 +251,12 @@ def list_rows(pooled: PooledVectors, segment: Segment, alive: BoolArray, setting
     return list_documents(pooled, blocks, settings.candidates)
 
 
-def sample(snapshot: Snapshot, n: int, rng: np.random.Generator) -> FloatArray:
+def sample(snapshot: Snapshot, n: int, rng: np.random.Generator) -> npt.NDArray[np.float16]:
     """About n token embeddings, a fair share of every segment; dead rows' are among them."""
     share = min(1.0, n / max(1, snapshot.n_tokens))
     filled = [segment for segment in snapshot.segments if segment.row.n_tokens]
     sizes = [max(1, round(share * segment.row.n_tokens)) for segment in filled]
-    tokens = np.empty((sum(sizes), snapshot.dim), dtype=np.float32)  # at once: it may be a gigabyte
+    tokens = np.empty((sum(sizes), snapshot.dim), dtype=np.float16)  # at once: it may be a gigabyte
     start = 0
     for segment, size in zip(filled, sizes, strict=True):
         chosen = np.sort(rng.permutation(segment.row.n_tokens)[:size])
