@@ -1,4 +1,5 @@
-"""Writes the tables of benchmarks/README.md from the committed result files, and shows them on a terminal.
+"""Writes the tables of benchmarks/README.md, and the index's short one of the project's README, from the
+committed result files, and shows tables on a terminal.
 
 python -m benchmarks.tables
 """
@@ -14,8 +15,10 @@ from typing import Any
 from benchmarks import machine
 
 README = Path(__file__).parent / "README.md"
+FRONT = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- results: written by `python -m benchmarks.tables` -->", "<!-- results end -->"
+BEGIN_INDEX, END_INDEX = "<!-- index: written by `python -m benchmarks.tables` -->", "<!-- index end -->"
 PLOT = RESULTS / "index.svg"
 ORDER = (
     *("documents", "tokens", "query", "cold-start", "cuda", "memory"),
@@ -37,11 +40,12 @@ class Grid:
 
 
 def main() -> None:
-    """Put the tables between README's two markers, and draw the plot."""
+    """Put the tables between the two markers of each README, and draw the plot."""
     from benchmarks import plot
 
     results = read_results()
-    README.write_text(with_tables(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for path, fill in ((README, with_tables), (FRONT, with_index)):
+        path.write_text(fill(path.read_text(encoding="utf-8"), results), encoding="utf-8")
     if "index" in results:
         PLOT.write_text(plot.svg(results["index"]["sizes"]), encoding="utf-8")
 
@@ -64,8 +68,18 @@ def write(path: Path, result: Result) -> None:
 
 def with_tables(text: str, results: Mapping[str, Result]) -> str:
     """The text with the tables of these results between the markers."""
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{rest.split(END, 1)[1]}"
+    return _filled(text, BEGIN, markdown(results), END)
+
+
+def with_index(text: str, results: Mapping[str, Result]) -> str:
+    """The text with the index's short table between its markers."""
+    short = _markdown_table(_index_in_short(results["index"])) if "index" in results else NOTHING
+    return _filled(text, BEGIN_INDEX, short, END_INDEX)
+
+
+def _filled(text: str, begin: str, new: str, end: str) -> str:
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{new}\n{end}{rest.split(end, 1)[1]}"
 
 
 def markdown(results: Mapping[str, Result]) -> str:
@@ -231,6 +245,34 @@ def _index(result: Result) -> list[Grid]:
         if grown := each.get("grown"):
             found.append(_grown(each, grown))
     return found
+
+
+def _index_in_short(result: Result) -> Grid:
+    """What most people ask of an index, of the systems that ran."""
+    lines = tuple(
+        (
+            name,
+            f"{each['n']:,}",
+            f"{row['passages_per_s']:,.0f}",
+            f"{row['bytes_per_passage'] / 1000:,.1f}",
+            f"{row['p50_ms']:,.1f}",
+            f"{row['like_exact']:.3f}",
+            f"{row['ndcg@10']:.3f}",
+        )
+        for each in result["sizes"]
+        for name, row in each["systems"].items()
+        if "not_run" not in row
+    )
+    heads = (
+        "system",
+        "passages",
+        "build, passages/s",
+        "KB a passage",
+        "p50 ms",
+        "top 10 like exact",
+        "nDCG@10",
+    )
+    return Grid("The index beside others that were given the same token embeddings", heads, lines)
 
 
 def _grown(each: Mapping[str, Any], grown: Mapping[str, Any]) -> Grid:

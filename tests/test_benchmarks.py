@@ -405,8 +405,9 @@ class TestTables:
         assert found["ratios"][f"{tokens.OURS} / {tokens.THEIRS}"]["median"] == pytest.approx(4.0)
 
     def test_readme_tables_are_generated(self) -> None:
-        text = tables.README.read_text(encoding="utf-8")
-        assert tables.with_tables(text, tables.read_results()) == text
+        for path, fill in ((tables.README, tables.with_tables), (tables.FRONT, tables.with_index)):
+            text = path.read_text(encoding="utf-8")
+            assert fill(text, tables.read_results()) == text
 
     def test_committed_results_recompute(self) -> None:
         """The ratios of a committed result are those of its blocks."""
