@@ -122,19 +122,22 @@ def run(
     """
     soak = Soak(folder, seconds, seed)
     command = [sys.executable, "-m", "tests.soak", "--seconds", str(seconds), "--folder", str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*command, "--reader", str(10**6 * (i + 1))], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        for i in range(n_processes)
-    ]
+    # Into files: a pipe that nobody empties yet would stop its process.
+    outputs = [folder.with_name(f"reader-{i}.jsonl") for i in range(n_processes)]
+    processes = []
+    for i, output in enumerate(outputs):
+        with output.open("w", encoding="utf-8") as file:
+            processes.append(
+                subprocess.Popen([*command, "--reader", str(10**6 * (i + 1))], stdout=file, cwd=ROOT)
+            )
     threads = [threading.Thread(target=soak.guarded, args=(soak.write,))]
     threads += [
         threading.Thread(target=soak.guarded, args=(soak.read, 10**4 * i)) for i in range(1, n_threads + 1)
     ]
     for thread in threads:
         thread.start()
-    outputs = [process.communicate()[0] for process in processes]
+    for process in processes:
+        process.wait()
     for thread in threads:
         thread.join()
     assert not soak.errors, soak.errors
@@ -142,9 +145,8 @@ def run(
     answers = [*soak.answers]
     n_by_process = []
     for output in outputs:
-        theirs = [
-            Answer(g, s, e, [(i, x) for i, x in f]) for g, s, e, f in map(json.loads, output.splitlines())
-        ]
+        lines = output.read_text(encoding="utf-8").splitlines()
+        theirs = [Answer(g, s, e, [(i, x) for i, x in f]) for g, s, e, f in map(json.loads, lines)]
         n_by_process.append(len(theirs))
         answers += theirs
     # A search of nothing of the library's takes a hundred times as long, so of very many answers some are
