@@ -42,6 +42,11 @@ class _Config:
             )
         return cls(**values)
 
+    def _require_whole(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(name, isinstance(value, int) and not isinstance(value, bool), "a whole number")
+
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise InvalidInputError(
@@ -145,9 +150,7 @@ class EncoderConfig(_Config):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skiplist", tuple(self.skiplist))  # JSON has lists
-        for name in ("document_length", "dim", "max_positions"):
-            value = getattr(self, name)
-            self._require(name, isinstance(value, int) and not isinstance(value, bool), "a whole number")
+        self._require_whole("document_length", "dim", "max_positions")
         for name in ("query_length", "query_marker", "document_marker", "query_prompt", "document_prompt"):
             self._require(name, isinstance(getattr(self, name), str), "a str")
         self._require("dim", self.dim > 0, "positive")
@@ -189,6 +192,7 @@ class PoolingConfig(_Config):
     protected: int = 1  # leading tokens that are never pooled: the [CLS] position
 
     def __post_init__(self) -> None:
+        self._require_whole("factor", "protected")
         self._require("factor", self.factor >= 1, "at least 1")
         self._require("protected", self.protected >= 0, "at least 0")
 
@@ -204,6 +208,7 @@ class StoreConfig(_Config):
     def __post_init__(self) -> None:
         names = get_args(StoredDtype)
         self._require("dtype", self.dtype in names, "one of " + ", ".join(names))
+        self._require_whole("n_centroids", "codebook_tokens")
         self._require("n_centroids", 1 <= self.n_centroids <= 65_536, "from 1 to 65,536")
         self._require("codebook_tokens", self.codebook_tokens >= 1, "at least 1")
 
@@ -225,9 +230,16 @@ class CandidateConfig(_Config):
     seed: int = 12345
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_pooled", "max_pooled", "samples_per_pooled"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("n_probed", "n_nearest", "n_candidates"):
+        positive = (
+            "tokens_per_pooled",
+            "max_pooled",
+            "samples_per_pooled",
+            "n_probed",
+            "n_nearest",
+            "n_candidates",
+        )
+        self._require_whole(*positive, "m", "ef_construction", "ef_search", "seed")
+        for name in positive:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("m", self.m >= 2, "at least 2")
         self._require("ef_construction", self.ef_construction >= 1, "at least 1")
@@ -242,6 +254,7 @@ class SearchConfig(_Config):
     exact_below: int = 1_000  # a corpus with fewer documents is scored whole: no candidates are built
 
     def __post_init__(self) -> None:
+        self._require_whole("exact_below")
         self._require("exact_below", self.exact_below >= 0, "at least 0")
 
 

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,7 +30,7 @@ from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_document
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
 from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, IndexWriteError, InvalidInputError
 from jacolbert_rag.index.database import as_stored, check_documents
-from jacolbert_rag.index.index import Damage, Index, View, read_manifest
+from jacolbert_rag.index.index import Damage, Index, PassageChangedError, View, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
 from jacolbert_rag.index.pooling import pool_documents
 from jacolbert_rag.progress import progress_bar
@@ -215,19 +216,15 @@ class JaColBERTRetriever:
 
     def __len__(self) -> int:
         """Documents in the index."""
-        with self._index.reading() as view:
-            return view.snapshot.n_live
+        return self._index.read(lambda view: view.snapshot.n_live)
 
     def __contains__(self, id: object) -> bool:
         """Whether a document of this id is in the index."""
-        with self._index.reading() as view:
-            return isinstance(id, str) and bool(view.rows_of([id]))
+        return isinstance(id, str) and self._index.read(lambda view: bool(view.rows_of([id])))
 
     def __iter__(self) -> Iterator[Document]:
         """Every document that is there when iteration begins, in order, but for those that went since."""
-        with self._index.reading() as view:
-            rows = np.flatnonzero(view.snapshot.live)
-            ids = [document.id for document in view.documents(rows)]
+        ids = self._index.read(lambda view: view.ids())
         # No view is held while the caller works: compacting and adding go on.
         for start in range(0, len(ids), ADD_DOCUMENTS):
             yield from self.get(ids[start : start + ADD_DOCUMENTS])
@@ -306,11 +303,11 @@ class JaColBERTRetriever:
                         pooled.take(range(n_whole)) if waiting else pooled,
                         listed=len(flat) <= ADD_DOCUMENTS,
                         restate=_among(restated, done),
-                        delete=self._former(done),
+                        delete=partial(_former, parts=done),
                     )
                     held = [pooled.take(range(n_whole, len(pooled)))] if waiting else []
         rest = {id: each for id, each in parts.items() if id not in set(last.values())}
-        self._index.amend(restate=_among(restated, rest), delete=self._former(rest))
+        self._index.amend(restate=_among(restated, rest), delete=partial(_former, parts=rest))
         self._update_candidates()
         length = self.encoder.checkpoint.config.document_length
         warn_of_cut_documents(n_cut, len(flat), length, stacklevel=4)  # the caller of `add`
@@ -336,12 +333,18 @@ class JaColBERTRetriever:
         _, distinct = _as_documents(documents)
         parts = self._parts(distinct, split=split)
         given = [part for document in distinct for part in parts[document.id]]
+        changed: dict[str, None] = {}
         with self._writing:
-            stored = {document.id: document for document in self.get([part.id for part in given])}
-            changed = [part for part in given if stored.get(part.id) != as_stored(part)]
-            restated = {part.id for part in changed if _passage_of(stored.get(part.id)) == part.passage}
-            self._add(parts, {part.id for part in changed} - restated, restated, progress=progress)
-        return [part.id for part in changed]
+            while True:
+                stored = {document.id: document for document in self.get([part.id for part in given])}
+                now = [part for part in given if stored.get(part.id) != as_stored(part)]
+                changed |= dict.fromkeys(part.id for part in now)
+                restated = {part.id for part in now if _passage_of(stored.get(part.id)) == part.passage}
+                try:
+                    self._add(parts, {part.id for part in now} - restated, restated, progress=progress)
+                except PassageChangedError:  # by another process, since we have looked
+                    continue
+                return [part.id for part in given if part.id in changed]
 
     def _parts(self, documents: Sequence[Document], *, split: bool) -> dict[str, list[Document]]:
         """Id of each document, and what is stored of it: the whole, or its chunks."""
@@ -351,15 +354,6 @@ class JaColBERTRetriever:
         parts = {document.id: list(splitter.documents([document])) for document in documents}
         check_documents([part for document in documents for part in parts[document.id]])
         return parts
-
-    def _former(self, parts: Mapping[str, Sequence[Document]]) -> list[str]:
-        """Ids of what is stored of these documents and no longer part of them: chunks, or the whole."""
-        stale: list[str] = []
-        with self._index.reading() as view:
-            for id, current in parts.items():
-                kept = {part.id for part in current}
-                stale += [former for former in (id, *_chunks_of(view, id)) if former not in kept]
-            return list(view.rows_of(stale))
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Remove documents, with their chunks where they were split.
@@ -373,21 +367,19 @@ class JaColBERTRetriever:
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
         with self._writing:
-            with self._index.reading() as view:
-                ids = list(dict.fromkeys(key for id in ids for key in (id, *_chunks_of(view, id))))
-            return self._index.delete(ids)
+            return self._index.amend(
+                delete=lambda view: dict.fromkeys(key for id in ids for key in (id, *_chunks_of(view, id)))
+            )
 
     def ids(self, prefix: str = "") -> list[str]:
         """Ids in the index, sorted: all of them, or those that begin with a prefix."""
-        with self._index.reading() as view:
-            return view.ids_with_prefix(prefix)
+        return self._index.read(lambda view: view.ids_with_prefix(prefix))
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
-        with self._index.reading() as view:
-            return view.documents(list(view.rows_of(ids).values()))
+        return self._index.read(lambda view: view.documents(list(view.rows_of(ids).values())))
 
     def search(self, query: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
         """The documents that answer a query best.
@@ -411,17 +403,18 @@ class JaColBERTRetriever:
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
         embedded = self.encoder.queries(list(queries))
-        with self._index.reading() as view:
-            snapshot = view.snapshot
-            k = min(k, snapshot.n_live)
-            if k == 0:
-                return [[] for _ in queries]
-            if exact or snapshot.pooled is None or snapshot.n_live < self.settings.search.exact_below:
-                found = snapshot.search_exact(embedded, k)
-            else:
-                config = self.settings.candidates
-                found = [snapshot.search_candidates(query, k, config) for query in embedded]
-            return [_hits(view, rows, scores) for rows, scores in found]
+        return self._index.read(lambda view: self._find(view, embedded, k, exact=exact))
+
+    def _find(self, view: View, queries: TokenEmbeddings, k: int, *, exact: bool) -> list[list[Hit]]:
+        snapshot = view.snapshot
+        k = min(k, snapshot.n_live)
+        if k == 0:
+            return [[] for _ in range(len(queries))]
+        if exact or snapshot.pooled is None or snapshot.n_live < self.settings.search.exact_below:
+            found = snapshot.search_exact(queries, k)
+        else:
+            found = [snapshot.search_candidates(query, k, self.settings.candidates) for query in queries]
+        return [_hits(view, rows, scores) for rows, scores in found]
 
     def rerank(self, query: str, documents: Iterable[str | Document], k: int | None = None) -> list[Hit]:
         """Order documents that came from elsewhere; nothing is stored.
@@ -459,6 +452,7 @@ class JaColBERTRetriever:
         """
         folder = Path(path).expanduser().resolve()
         with self._writing:
+            self._index.check_open()
             if folder == self._index.folder:
                 return
             self._index.copy_to(folder)
@@ -477,7 +471,7 @@ class JaColBERTRetriever:
         a moment of the caller's choice.
 
         Returns:
-            Whether there was anything new.
+            Whether another process has written since this retriever searched or wrote last.
         """
         return self._index.refresh()
 
@@ -491,9 +485,9 @@ class JaColBERTRetriever:
         return self._index.verify()
 
     def rebuild(self) -> None:
-        """Make anew what is derived from the token embeddings: pooled vectors and posting lists."""
+        """Make anew what is derived: pooled vectors, posting lists and manifest.json."""
         with self._writing:
-            self._index.update_candidates(anew=True)
+            self._index.rebuild()
 
     def close(self) -> None:
         """Close the index; a temporary one is removed."""
@@ -523,6 +517,15 @@ def _encoded_parts(
     for id, each in parts.items():
         if encoded := [part for part in each if part.id in wanted]:
             yield id, encoded
+
+
+def _former(view: View, parts: Mapping[str, Sequence[Document]]) -> list[str]:
+    """Ids of what is stored of these documents and no longer part of them: chunks, or the whole."""
+    stale: list[str] = []
+    for id, current in parts.items():
+        kept = {part.id for part in current}
+        stale += [former for former in (id, *_chunks_of(view, id)) if former not in kept]
+    return list(view.rows_of(stale))
 
 
 def _among(ids: set[str], parts: Mapping[str, Sequence[Document]]) -> list[Document]:

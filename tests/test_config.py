@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from jacolbert_rag import EncoderConfig, InvalidInputError, JaColBERTRetriever
+from jacolbert_rag import (
+    CandidateConfig,
+    EncoderConfig,
+    InvalidInputError,
+    JaColBERTRetriever,
+    PoolingConfig,
+    SearchConfig,
+    StoreConfig,
+)
 from jacolbert_rag.config import EncoderOverrides, EngineOptions, LoadOptions, QueryLength
 
 # The reference's table: (n, the paper's rule, the code of JQaRA's evaluator).
@@ -98,3 +106,18 @@ def test_every_setting_that_weights_do_not_decide_can_be_overridden() -> None:
     config = EncoderConfig()
     assert set(EncoderOverrides.__annotations__) == set(config.to_json()) - {"dim", "max_positions"}
     assert set(config.overrides()) == set(EncoderOverrides.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (StoreConfig, "n_centroids"),
+        (PoolingConfig, "factor"),
+        (CandidateConfig, "m"),
+        (SearchConfig, "exact_below"),
+    ],
+)
+@pytest.mark.parametrize("value", [16.0, True, "16"])
+def test_numbers_of_an_index_are_whole(kind: type, name: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=rf"{kind.__name__}.{name} must be a whole number, not "):
+        kind(**{name: value})

@@ -850,3 +850,88 @@ def test_forked_process_leaves_an_unsaved_index(filled: JaColBERTRetriever) -> N
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert len(filled.search("琵琶湖", 5)) == 5
+
+
+# Several writers.
+
+
+def two_of_one_index(folder: Path, tiny_model: Path) -> list[JaColBERTRetriever]:
+    JaColBERTRetriever.from_pretrained(tiny_model).save(folder)
+    return [JaColBERTRetriever.open(folder) for _ in range(2)]
+
+
+def test_tokens_of_a_text_that_another_process_has_replaced_are_not_kept(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = two_of_one_index(tmp_path / "i", tiny_model)
+    lake, mountain = "琵琶湖は日本最大の湖である。", "富士山は標高3,776メートルの火山だ。"
+    mine.add([Document("x", lake), Document("y", mountain)])
+    real = mine._index.amend
+
+    def overtaken(**changes):
+        monkeypatch.setattr(mine._index, "amend", real)
+        theirs.add([Document("x", mountain)])
+        return real(**changes)
+
+    monkeypatch.setattr(mine._index, "amend", overtaken)
+    assert mine.upsert([Document("x", lake, {"課": "総務"}), Document("y", mountain)]) == ["x"]
+    assert mine.get(["x"]) == [Document("x", lake, {"課": "総務"})]
+    (hit,) = [hit for hit in theirs.search(lake, k=2, exact=True) if hit.id == "x"]
+    assert hit.score == pytest.approx(mine.rerank(lake, [lake])[0].score, rel=1e-3)
+
+
+def test_chunks_that_another_process_has_just_stored_are_replaced_too(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = two_of_one_index(tmp_path / "i", tiny_model)
+    long = Document("d", "".join(f"第{i}条に人口と気温を定める。" for i in range(200)))
+    real = mine._index.append
+
+    def overtaken(*given, **more):
+        monkeypatch.setattr(mine._index, "append", real)
+        assert len(theirs.add([long], split=True)) > 5
+        real(*given, **more)
+
+    monkeypatch.setattr(mine._index, "append", overtaken)
+    assert mine.add([Document("d", "短い文書にした。")]) == ["d"]
+    assert mine.ids() == theirs.ids() == ["d"]
+
+
+# What is unsaved, what is closed.
+
+
+def test_unsaved_index_is_whole(filled: JaColBERTRetriever) -> None:
+    assert filled.verify() == []
+    filled.rebuild()
+    filled.compact()
+    assert filled.verify() == []
+    assert len(filled.search("琵琶湖", k=60)) == 60
+
+
+@pytest.mark.parametrize("is_saved", [True, False], ids=["saved", "unsaved"])
+def test_every_method_of_a_closed_retriever_says_so(
+    filled: JaColBERTRetriever, tmp_path: Path, *, is_saved: bool
+) -> None:
+    if is_saved:
+        filled.save(tmp_path / "i")
+    filled.close()
+    for call in (
+        lambda: filled.add(["本"]),
+        lambda: filled.upsert(["本"]),
+        lambda: filled.delete(["d1"]),
+        lambda: filled.search("本"),
+        lambda: filled.get(["d1"]),
+        lambda: filled.save(tmp_path / "i"),
+        lambda: filled.save(tmp_path / "another"),
+        lambda: len(filled),
+        lambda: list(filled),
+        filled.ids,
+        filled.compact,
+        filled.rebuild,
+        filled.refresh,
+        filled.verify,
+    ):
+        with pytest.raises(InvalidInputError, match="was closed"):
+            call()
+    assert not (tmp_path / "another").exists()
+    filled.close()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ def take_over(sql: sqlite3.Connection) -> None:
 
 def read_state(sql: sqlite3.Connection) -> dict[str, Any]:
     """All that is neither a document, a segment nor a file: the generation, and what is derived."""
-    return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM main.state")}
+    with _values("state"):
+        return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM main.state")}
 
 
 def write_state(sql: sqlite3.Connection, **values: Any) -> None:
@@ -182,7 +184,8 @@ def write_state(sql: sqlite3.Connection, **values: Any) -> None:
 def generation(sql: sqlite3.Connection) -> int:
     """How many writes were committed."""
     found = sql.execute("SELECT value FROM main.state WHERE key = 'generation'").fetchone()
-    return int(found[0]) if found else 0
+    with _values("state"):
+        return int(found[0]) if found else 0
 
 
 def segments(sql: sqlite3.Connection) -> list[SegmentRow]:
@@ -199,8 +202,12 @@ def replace_segments(sql: sqlite3.Connection, old: Iterable[SegmentRow], new: It
 
 def files(sql: sqlite3.Connection, of: str = "main") -> dict[str, FileRecord]:
     """Every file that counts, by its name; of this database or of one that is attached."""
-    rows = sql.execute(f"SELECT name, size, checksum FROM {of}.files")
-    return {name: FileRecord(name, size, checksum) for name, size, checksum in rows}
+    found = sql.execute(f"SELECT name, size, checksum FROM {of}.files").fetchall()
+    with _values("files"):
+        for row in found:
+            if tuple(map(type, row)) != (str, int, str):
+                raise TypeError(f"a file {row!r}")
+    return {name: FileRecord(name, size, checksum) for name, size, checksum in found}
 
 
 def replace_files(sql: sqlite3.Connection, old: Iterable[str], new: Iterable[FileRecord]) -> None:
@@ -262,8 +269,15 @@ def rows_of(sql: sqlite3.Connection, ids: Iterable[str]) -> dict[str, int]:
         rows = sql.execute(
             f"SELECT id, row FROM documents WHERE id IN ({marks})", [_blob(key) for key in batch]
         )
-        found.update((_text(key), row) for key, row in rows)
+        with _values("documents"):
+            found.update((_text(key), row) for key, row in rows)
     return {key: found[key] for key in wanted if key in found}
+
+
+def ids(sql: sqlite3.Connection) -> list[str]:
+    """Ids of all documents, in order of rows."""
+    with _values("documents"):
+        return [_text(key) for (key,) in sql.execute("SELECT id FROM documents ORDER BY row")]
 
 
 def ids_with_prefix(sql: sqlite3.Connection, prefix: str) -> list[str]:
@@ -272,7 +286,8 @@ def ids_with_prefix(sql: sqlite3.Connection, prefix: str) -> list[str]:
     # UTF-8 has no byte 0xff, so the last byte can be raised: what begins with the prefix lies below.
     beyond = first[:-1] + bytes([first[-1] + 1]) if first else b"\xff"
     query = "SELECT id FROM documents WHERE id >= ? AND id < ? ORDER BY id"
-    return [_text(key) for (key,) in sql.execute(query, [first, beyond])]
+    with _values("documents"):
+        return [_text(key) for (key,) in sql.execute(query, [first, beyond])]
 
 
 def read(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> list[Document]:
@@ -281,15 +296,19 @@ def read(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> list[Docume
     for batch in _batches([int(row) for row in rows]):
         marks = ",".join("?" * len(batch))
         query = f"SELECT row, id, title, text, metadata FROM documents WHERE row IN ({marks})"
-        for row, *values in sql.execute(query, batch):
-            found[row] = decode(*values)
+        with _values("documents"):
+            for row, *values in sql.execute(query, batch):
+                found[row] = decode(*values)
     return [found[int(row)] for row in rows if int(row) in found]
 
 
 def damage(sql: sqlite3.Connection) -> list[str]:
     """What is wrong with the database itself, in words."""
+    problems: list[str] = []
     try:
-        problems = [line for (line,) in sql.execute("PRAGMA integrity_check") if line != "ok"]
+        if (version := format_version(sql)) != FORMAT_VERSION:
+            problems.append(f"it says that its format is {version}, expected {FORMAT_VERSION}")
+        problems += [line for (line,) in sql.execute("PRAGMA integrity_check") if line != "ok"]
         n_rows = max((segment.stop for segment in segments(sql)), default=0)
         rows = sql.execute("SELECT row FROM documents UNION ALL SELECT row FROM dead ORDER BY row").fetchall()
         if [row for (row,) in rows] != list(range(n_rows)):
@@ -297,8 +316,8 @@ def damage(sql: sqlite3.Connection) -> list[str]:
         for id, *rest in sql.execute("SELECT id, title, text, metadata, checksum FROM documents"):
             if _checksum((id, *rest[:3])) != rest[3]:
                 problems.append(f"the document {_text(id)!r} is not what was stored")
-    except (sqlite3.DatabaseError, UnicodeDecodeError, TypeError) as error:  # a value of another type
-        problems = [str(error)]
+    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:  # of another type
+        problems.append(str(error))
     return problems
 
 
@@ -353,6 +372,19 @@ def _checksum(encoded: tuple[bytes, bytes, bytes, str]) -> bytes:
     for part in (*encoded[:3], encoded[3].encode()):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
+
+
+@contextmanager
+def _values(table: str) -> Iterator[None]:
+    """Reading values that are well-formed unless the file is damaged; errors are SQLite's then.
+
+    Raises:
+        sqlite3.DatabaseError: one is not.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"its table {table} holds what was not stored there: {error}") from error
 
 
 def _blob(text: str) -> bytes:

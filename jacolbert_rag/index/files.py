@@ -83,8 +83,9 @@ def write_array(
     return FileRecord(name, size, digest.hexdigest())
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool) -> None:
-    """Write a file, whole or not at all."""
+def write_bytes(folder: Path, name: str, data: bytes, *, durable: bool) -> FileRecord:
+    """Write a file of an index, whole or not at all."""
+    path = folder / name
     new = path.with_name(f".{path.name}")
     new.write_bytes(data)
     if durable:
@@ -92,12 +93,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool) -> None:
     os.replace(new, path)
     if durable:
         sync(path.parent)
-
-
-def record(folder: Path, name: str) -> FileRecord:
-    """Size and checksum of a file as it is."""
-    path = folder / name
-    return FileRecord(name, path.stat().st_size, checksum(path))
+    return FileRecord(name, len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 def checksum(path: Path) -> str:
@@ -196,6 +192,8 @@ def damage(folder: Path, expected: FileRecord) -> str | None:
         found = checksum(path)
     except FileNotFoundError:
         return f"{path} is missing"
+    except OSError as error:
+        return f"{path} could not be read ({error})"
     if found != expected.checksum:
         return f"{path} has the checksum {found}, expected {expected.checksum}"
     return None

@@ -7,6 +7,7 @@ What is guarded against, all seen in voyager 2.2.3; tests/test_graph.py shows ea
     - RecallError where fewer than k vectors are found, and RuntimeError where ef is below k
     - ids that are not named begin again at the number of vectors after a load, and replace what has them
     - ef is not saved
+    - a file that it saves on a full disk is cut short, often without an error
     - a batch of up to four rows a thread runs on one thread
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import io
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Graph:
 
     @classmethod
     def load(cls, data: bytes) -> Graph:
-        """What `save` wrote. Damaged bytes may end the process: hold them to a checksum first.
+        """What `to_bytes` gave. Damaged bytes may end the process: hold them to a checksum first.
 
         Raises:
             RuntimeError: it is no voyager index.
@@ -62,9 +62,9 @@ class Graph:
 
         return cls(voyager.Index.load(io.BytesIO(data)))
 
-    def save(self, path: Path) -> None:
-        """Write one file."""
-        self._index.save(str(path))
+    def to_bytes(self) -> bytes:
+        """What `load` reads."""
+        return bytes(self._index.as_bytes())
 
     def __len__(self) -> int:
         """Vectors; none is ever deleted, so voyager's count is true."""

@@ -11,34 +11,28 @@ compacting numbers the rows anew.
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import shutil
 import sqlite3
 import threading
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jacolbert_rag.config import IndexSettings
 from jacolbert_rag.datatypes import Document, IntArray, TokenEmbeddings
-from jacolbert_rag.errors import (
-    IndexCorruptError,
-    IndexFolderError,
-    IndexMismatchError,
-    IndexWriteError,
-    InvalidInputError,
-)
+from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, InvalidInputError
 from jacolbert_rag.index import database, files, layout
 from jacolbert_rag.index.candidates import PooledVectors
+from jacolbert_rag.index.connections import Connections, OverwrittenError, reading_errors, writing_errors
+from jacolbert_rag.index.copying import copy_index, remove_unnamed, sweep
 from jacolbert_rag.index.database import FORMAT_VERSION, SegmentRow
-from jacolbert_rag.index.files import MEND, FileVanishedError
+from jacolbert_rag.index.files import FileVanishedError
 from jacolbert_rag.index.layout import DATABASE_FILE, DERIVED, FILES_FOLDER, Kind
 from jacolbert_rag.index.load import Loader
 from jacolbert_rag.index.postings import Postings
@@ -47,7 +41,12 @@ from jacolbert_rag.index.write import Write, groups, list_rows, sample, tail
 
 logger = logging.getLogger(__name__)
 
-CLOSED = "This index was closed. Load it again to go on."
+READ_TRIES = 10  # of a folder that may only be read and is written by somebody else
+T = TypeVar("T")
+
+
+class PassageChangedError(Exception):
+    """A document whose token embeddings were to be kept has another passage by now. Nothing was stored."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class View:
         """Row of each id that is stored, in the order given."""
         return database.rows_of(self.sql, ids)
 
+    def ids(self) -> list[str]:
+        """Ids of all documents, in order of arrival."""
+        return database.ids(self.sql)
+
     def ids_with_prefix(self, prefix: str) -> list[str]:
         """Ids that begin with a prefix, sorted."""
         return database.ids_with_prefix(self.sql, prefix)
@@ -99,15 +102,15 @@ class Index:
         Raises:
             IndexCorruptError: a file is missing or is not what it should be.
         """
-        self.folder, self.manifest, self.durable, self.device = folder, manifest, durable, device
+        self.folder, self.manifest, self.device = folder, manifest, device
         self.settings = IndexSettings.from_json(manifest)
         self.dim = int(manifest["dim"])
-        self.read_only = not os.access(folder, os.W_OK)
-        self._database = folder / DATABASE_FILE
+        self._connections = Connections(folder, durable=durable)
         self._loader = Loader(folder, self.dim, device)
+        self._loading = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._is_swept = self._is_closed = False
-        self._connect()
+        self._written = -1  # generation of the last write of this handle
+        self._is_swept = False
         try:
             with self.reading():
                 pass
@@ -127,16 +130,21 @@ class Index:
             durable: whether a write that returned must survive a power cut. False for an index that
                 lives in a temporary folder until it is saved.
             device: that scores documents: "cpu", or a GPU such as "cuda".
+
+        Raises:
+            IndexWriteError: the folder could not be written.
         """
-        manifest = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **manifest}
+        given = {"format_version": FORMAT_VERSION, "id": uuid.uuid4().hex, **manifest}
+        manifest = dict(json.loads(json.dumps(given)))  # as it will be read: JSON has no tuples
         manifest["checksum"] = layout.checksum(manifest)
-        (folder / FILES_FOLDER).mkdir(parents=True)
-        with closing(database.connect(folder / DATABASE_FILE, durable=durable, new=True)) as sql:
-            sql.execute("BEGIN IMMEDIATE")
-            database.create(sql)
-            database.write_state(sql, manifest=manifest)
-            sql.execute("COMMIT")
-        layout.write_manifest(folder, manifest, durable=durable)
+        with writing_errors(folder):
+            (folder / FILES_FOLDER).mkdir(parents=True)
+            with closing(database.connect(folder / DATABASE_FILE, durable=durable, new=True)) as sql:
+                sql.execute("BEGIN IMMEDIATE")
+                database.create(sql)
+                database.write_state(sql, manifest=manifest)
+                sql.execute("COMMIT")
+            layout.write_manifest(folder, manifest, durable=durable)
         return cls(folder, manifest, durable=durable, device=device)
 
     @classmethod
@@ -155,14 +163,13 @@ class Index:
         """
         folder = folder.expanduser().resolve()
         manifest = read_manifest(folder)
-        with _opening(folder):
-            try:
-                index = cls(folder, manifest, durable=True, device=device)
-            except InvalidInputError as error:
-                raise IndexMismatchError(
-                    f"The settings of the index {folder} are not those of this version: {error} Update "
-                    "jacolbert_rag, or build the index anew."
-                ) from error
+        try:
+            index = cls(folder, manifest, durable=True, device=device)
+        except InvalidInputError as error:
+            raise IndexMismatchError(
+                f"The settings of the index {folder} are not those of this version: {error} Update "
+                "jacolbert_rag, or build the index anew."
+            ) from error
         layout.mend_manifest(folder, manifest, read_only=index.read_only)
         return index
 
@@ -171,44 +178,39 @@ class Index:
         """Drawn at random when the index was made."""
         return str(self.manifest["id"])
 
+    @property
+    def read_only(self) -> bool:
+        """Whether this process may not write the folder."""
+        return self._connections.read_only
+
     @contextmanager
     def reading(self) -> Iterator[View]:
         """One committed state, the newest there is, for as long as the block runs.
 
         Raises:
+            OverwrittenError: the folder may only be read, and somebody else has written it meanwhile.
             IndexNotFoundError: the folder was removed, or has another index by now.
             IndexCorruptError: a file is missing or is not what it should be.
+            InvalidInputError: the index was closed, or opened by the process that this one was forked from.
         """
-        with self._looking() as sql:
+        with self._connections.reading() as sql:
             yield View(self._begin(sql, "DEFERRED"), sql)
 
-    @contextmanager
-    def _looking(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read with, not in a transaction yet."""
-        self._connect()
-        stamp = self._reopen_where_changed()
-        idle = self._idle
-        try:
-            sql = idle.pop()
-        except IndexError:
-            sql = self._connection()
-        try:
-            yield sql
-            if self.read_only and database.stamp(self._database) != stamp:
-                raise IndexFolderError(
-                    f"The index {self.folder} was written by somebody else while it was read. Ask again."
-                )
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise IndexCorruptError(f"{self._database} is not readable ({error}). {MEND}") from error
-        finally:
-            if sql.in_transaction:
-                sql.execute("COMMIT")
-            if self._is_closed or idle is not self._idle:
-                sql.close()
-            else:
-                idle.append(sql)
+    def read(self, work: Callable[[View], T]) -> T:
+        """What some work finds in the newest state; done again where that was overwritten meanwhile."""
+        for _ in range(READ_TRIES - 1):
+            with suppress(OverwrittenError), self.reading() as view:
+                return work(view)
+        with self.reading() as view:
+            return work(view)
+
+    def check_open(self) -> None:
+        """Refuse an index that was closed, or that another process has opened.
+
+        Raises:
+            InvalidInputError: it is one.
+        """
+        self._connections.check()
 
     def refresh(self) -> bool:
         """Read the newest state now, so that the next search need not.
@@ -217,11 +219,10 @@ class Index:
         caller's choice.
 
         Returns:
-            Whether it is another than the last that was read.
+            Whether another handle or process has written since this one read or wrote last.
         """
-        former = self._snapshot
-        with self.reading() as view:
-            return view.snapshot is not former
+        known = max(self._written, -1 if self._snapshot is None else self._snapshot.generation)
+        return self.read(lambda view: view.snapshot.generation != known)
 
     def append(
         self,
@@ -230,7 +231,7 @@ class Index:
         *,
         listed: bool = True,
         restate: Sequence[Document] = (),
-        delete: Iterable[str] = (),
+        delete: Callable[[View], Iterable[str]] | None = None,
     ) -> None:
         """Store documents, in place of those of the same ids, and amend others in the same moment.
 
@@ -242,14 +243,19 @@ class Index:
                 exactly until `update_candidates`.
             restate: see `amend`.
             delete: see `amend`.
+
+        Raises:
+            PassageChangedError: see `amend`.
+            IndexWriteError: the folder could not be written.
         """
         if not documents:
             self.amend(restate=restate, delete=delete)
             return
         with self._write() as write:
-            _restate(write, restate)
             old = write.snapshot
-            gone = database.rows_of(write.sql, [*(document.id for document in documents), *delete])
+            stale = delete(View(old, write.sql)) if delete is not None else ()
+            _restate(write, restate)
+            gone = database.rows_of(write.sql, [*(document.id for document in documents), *stale])
             database.delete(write.sql, gone.values())
             live = old.live.copy()
             live[list(gone.values())] = False
@@ -261,22 +267,32 @@ class Index:
             rows = np.arange(old.n_rows, old.n_rows + len(documents), dtype=np.int64)
             database.insert(write.sql, rows, documents)
 
-    def amend(self, *, restate: Sequence[Document] = (), delete: Iterable[str] = ()) -> list[str]:
+    def amend(
+        self,
+        *,
+        restate: Sequence[Document] = (),
+        delete: Callable[[View], Iterable[str]] | None = None,
+    ) -> list[str]:
         """Change documents without token embeddings.
 
         Args:
             restate: put in the place of those of the same ids, whose token embeddings stay as they are.
-            delete: ids; unknown ones are passed over.
+            delete: names the ids that go, from the state that the change is made to; unknown ones are
+                passed over.
 
         Returns:
             The ids that were deleted, in the order given.
+
+        Raises:
+            PassageChangedError: the passage of a document to be restated is another one by now, or is gone.
+            IndexWriteError: the folder could not be written.
         """
-        delete = list(delete)
-        if not restate and not delete:
+        if not restate and (delete is None or not self.read(lambda view: list(delete(view)))):
             return []
         with self._write() as write:
+            stale = list(delete(View(write.snapshot, write.sql))) if delete is not None else []
             _restate(write, restate)
-            rows = database.rows_of(write.sql, delete)
+            rows = database.rows_of(write.sql, stale)
             database.delete(write.sql, rows.values())
         return list(rows)
 
@@ -286,7 +302,7 @@ class Index:
         Returns:
             The ids that were there, in the order given.
         """
-        return self.amend(delete=ids)
+        return self.amend(delete=lambda _: ids)
 
     def update_candidates(self, *, anew: bool = False) -> None:
         """List documents that are not listed, or pool the corpus anew where it has outgrown what was pooled.
@@ -304,11 +320,14 @@ class Index:
                 with self._write():
                     pass
             return
-        with self._writing:
+        with self._connections.writing:
             with self.reading() as view:
                 snapshot = view.snapshot
                 made_for = database.read_state(view.sql).get("pooled_tokens", 0)
-            if snapshot.n_live == 0 or (snapshot.n_live < self.settings.search.exact_below and not anew):
+            if anew and not snapshot.n_live:
+                with self._write() as write:
+                    write.forget_pooled()
+            if not snapshot.n_live or (snapshot.n_live < self.settings.search.exact_below and not anew):
                 return
             growth = self.settings.candidates.rebuild_growth
             outgrown = snapshot.pooled is None or snapshot.n_tokens > growth * made_for
@@ -316,6 +335,16 @@ class Index:
                 self._pool_anew(snapshot)
             elif snapshot.n_unlisted:
                 self._list_all(snapshot)
+
+    def rebuild(self) -> None:
+        """Make anew all that is derived.
+
+        Raises:
+            IndexWriteError: the folder could not be written, or may only be read.
+        """
+        self.update_candidates(anew=True)
+        with writing_errors(self.folder):
+            layout.write_manifest(self.folder, self.manifest, durable=self._connections.durable)
 
     def compact(self) -> None:
         """Give back the room of deleted documents. Searches go on meanwhile; a kill leaves the old state."""
@@ -333,23 +362,29 @@ class Index:
                 first += n_live
             write.put([segment.row for segment in old.segments], rows)
             database.renumber(write.sql, np.flatnonzero(old.live))
-        with self._writing:
+        with self._connections.writing:
+            sql = self._connections.writer()
             try:
-                self._writer.execute("VACUUM")
-            except sqlite3.OperationalError as error:
-                logger.warning("%s keeps the room of deleted documents for now (%s).", self._database, error)
-            self._fold_log("TRUNCATE")
+                sql.execute("VACUUM")
+            except sqlite3.DatabaseError as error:
+                path = self._connections.path
+                logger.warning("%s keeps the room of deleted documents for now (%s).", path, error)
+            self._fold_log(sql, "TRUNCATE")
 
     def verify(self) -> list[Damage]:
         """Look at every byte; what is not what it should be."""
-        with self._looking() as sql:
-            sql.execute("BEGIN")
-            records = database.files(sql)
-            found = [Damage(f"{self._database}: {what}", is_derived=False) for what in database.damage(sql)]
+        try:
+            with self._connections.reading() as sql:
+                sql.execute("BEGIN")
+                path = self._connections.path
+                found = [Damage(f"{path}: {what}", is_derived=False) for what in database.damage(sql)]
+                records = database.files(sql)
+        except IndexCorruptError as error:
+            return [*found, Damage(str(error), is_derived=False)]
         if what := layout.manifest_damage(self.folder, self.manifest):
             found.append(Damage(what, is_derived=True))
         looked_at = {name: files.damage(self.folder, record) for name, record in records.items()}
-        with self._looking() as sql:  # what was removed by a write meanwhile is not missing
+        with self._connections.reading() as sql:  # what was removed by a write meanwhile is not missing
             still = database.files(sql)
         damaged = [(name, what) for name, what in looked_at.items() if what and name in still]
         return found + [Damage(what, name.endswith(DERIVED)) for name, what in damaged]
@@ -358,83 +393,25 @@ class Index:
         """Copy this index to a folder that is new, empty, or an index, which is replaced in one transaction.
 
         Others may have that index open: they see the new one from their next search on, or are told that it
-        is another one. Files that are there already, from an earlier copy, are not copied again.
+        is another one.
 
         Raises:
-            InvalidInputError: the folder holds something that is no index.
+            InvalidInputError: the folder holds something that is no index, or this index was closed.
             IndexMismatchError: the folder holds an index of a newer version.
             IndexWriteError: it could not be written; what was there is whole.
         """
+        self.check_open()
         target = target.expanduser().resolve()
-        if not layout.may_be_filled(target):
-            raise InvalidInputError(
-                f"{target} exists and is no index, so it is left as it is. Name a new folder."
-            )
-        self._connect()
-        with self._writing, _telling(target):
-            (target / FILES_FOLDER).mkdir(parents=True, exist_ok=True)
-            with closing(database.connect(target / DATABASE_FILE, durable=True, new=True)) as sql:
-                layout.check_version(target, database.format_version(sql))
-                source = (
-                    database.read_only_uri(self._database)
-                    if self.read_only
-                    else f"{self._database.as_uri()}?mode=rw"
-                )
-                sql.execute("ATTACH ? AS source", (source,))
-                sql.execute("BEGIN IMMEDIATE")  # locks both: nobody removes a file of this one meanwhile
-                try:
-                    self._copy_files(sql, target)
-                    database.take_over(sql)
-                    sql.execute("COMMIT")
-                except BaseException:
-                    if sql.in_transaction:
-                        sql.execute("ROLLBACK")
-                    raise
-                _remove_unnamed(target, database.files(sql))
-            layout.write_manifest(target, self.manifest, durable=True)
-            layout.remove_former(target)
-            for path in (target, target.parent):
-                files.sync(path)
+        if target.exists() and target.samefile(self.folder):
+            return
+        with self._connections.writing:
+            copy_index(self._connections, self.manifest, target)
 
     def close(self) -> None:
         """Close the database. Memory maps go with the last array that looks at them."""
-        self._is_closed = True
-        if self._process == os.getpid():
-            with self._writing:
-                self._writer.close()
-                while self._idle:
-                    self._idle.pop().close()
+        self._connections.close()
 
-    # Connections and transactions.
-
-    def _connect(self) -> None:
-        """Have locks and connections that are this process's own."""
-        if getattr(self, "_process", None) == os.getpid():
-            return
-        # After a fork those of the other process are left alone: closing them would drop its locks.
-        self._inherited = (getattr(self, "_writer", None), getattr(self, "_idle", None))
-        self._writing, self._refreshing = threading.RLock(), threading.Lock()
-        self._stamp = database.stamp(self._database)
-        self._writer, self._idle = self._connection(), deque[sqlite3.Connection]()
-        self._process = os.getpid()
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._is_closed:
-            raise InvalidInputError(CLOSED)
-        if self.read_only:
-            return database.connect_to_read(self._database)
-        return database.connect(self._database, durable=self.durable)
-
-    def _reopen_where_changed(self) -> tuple[int, ...]:
-        """Begin with other connections where a folder that may only be read was written by somebody else.
-
-        Those that we have were told that nothing changes.
-        """
-        stamp = database.stamp(self._database) if self.read_only else ()
-        if self.read_only and stamp != self._stamp:
-            with self._refreshing:
-                self._idle, self._stamp, self._snapshot = deque(), stamp, None
-        return stamp
+    # Transactions.
 
     def _begin(self, sql: sqlite3.Connection, kind: str) -> Snapshot:
         """Start a transaction; the state that it sees."""
@@ -442,37 +419,44 @@ class Index:
         while True:
             sql.execute(f"BEGIN {kind}")
             try:
-                # A connection goes on with the file that it opened, whatever is in the folder by now.
-                if database.stamp(self._database)[:2] != self._stamp[:2]:
-                    raise layout.gone(self.folder)
+                self._connections.check_file()
                 number = database.generation(sql)
-                # A file that is gone was removed by a writer which has committed a newer state; where there
-                # is none, it is really missing.
                 return self._at(sql, number, is_newest=tried == number)
-            except _StaleError:
-                sql.execute("ROLLBACK")
-            except FileVanishedError:
+            except (_StaleError, FileVanishedError):
                 tried = number
-                sql.execute("ROLLBACK")
+                sql.rollback()
             except BaseException:
-                sql.execute("ROLLBACK")
+                sql.rollback()
                 raise
 
     def _at(self, sql: sqlite3.Connection, number: int, *, is_newest: bool) -> Snapshot:
         """The state of this number, which a transaction sees.
 
+        Args:
+            sql: in the transaction.
+            number: generation of the state.
+            is_newest: whether a transaction before this one, which began when all that was read until then
+                had been committed, saw the same state.
+
         Raises:
-            FileVanishedError: a file is gone, and this may not be the newest state.
+            FileVanishedError: a file is gone. It was removed by a writer which has committed a newer state;
+                where there is none, it is really missing.
+            _StaleError: a newer state than this was read already. Where there is none, the database was put
+                back to a former state under our hands, and that is what counts.
             IndexNotFoundError: it is the state of another index.
         """
         snapshot = self._snapshot
         if snapshot is None or snapshot.generation != number:
-            with self._refreshing:
+            with self._loading:
                 snapshot = self._snapshot
-                if snapshot is None or snapshot.generation < number:
+                if (
+                    snapshot is None
+                    or snapshot.generation < number
+                    or (is_newest and snapshot.generation > number)
+                ):
                     if layout.read_manifest(sql, self.folder)["id"] != self.id:
                         raise layout.gone(self.folder)
-                    snapshot = self._snapshot = self._loader.snapshot(sql, is_newest=is_newest)
+                    snapshot = self._snapshot = self._loader.snapshot(sql, number, is_newest=is_newest)
         if snapshot.generation != number:
             raise _StaleError
         return snapshot
@@ -484,21 +468,18 @@ class Index:
         Raises:
             IndexWriteError: the folder could not be written; the old state is whole.
         """
-        self._connect()
-        with self._writing, _telling(self.folder):
-            if self._is_closed:
-                raise InvalidInputError(CLOSED)
-            if self.read_only:
-                raise PermissionError(f"{self.folder} may only be read")
-            sql, write, is_committing = self._writer, None, False
+        connections = self._connections
+        connections.check()
+        with connections.writing, writing_errors(self.folder):
+            sql = connections.writer()
+            write, is_committing = None, False
             try:
                 snapshot = self._begin(sql, "IMMEDIATE")
                 records = database.files(sql)
                 if not self._is_swept:
-                    _remove_unnamed(self.folder, records)
+                    self._is_swept = remove_unnamed(self.folder, records)
                     layout.remove_former(self.folder)
-                    self._is_swept = True
-                write = Write(sql, snapshot, self._loader, self.settings, self.durable, records)
+                write = Write(sql, snapshot, self._loader, self.settings, connections.durable, records)
                 yield write
                 database.replace_files(sql, write.obsolete, write.added)
                 database.write_state(sql, generation=snapshot.generation + 1)
@@ -506,43 +487,28 @@ class Index:
                 sql.execute("COMMIT")
             except BaseException:
                 self._is_swept = False  # the next write removes what this one has left
-                if sql.in_transaction:
-                    sql.execute("ROLLBACK")
                 # Where committing itself failed, the log may hold it all the same, and come to life again.
                 if write is not None and not is_committing:
-                    _remove(self.folder, (record.name for record in write.added))
+                    for record in write.added:
+                        with suppress(OSError):
+                            (self.folder / record.name).unlink(missing_ok=True)
+                sql.rollback()
                 raise
-            if not _remove(self.folder, write.obsolete):
-                self._is_swept = False
-            self._fold_log("PASSIVE")
+            self._written = snapshot.generation + 1
+            if write.obsolete:
+                self._is_swept = sweep(sql, self.folder)
+            self._fold_log(sql, "PASSIVE")
 
-    def _fold_log(self, kind: str) -> None:
+    def _fold_log(self, sql: sqlite3.Connection, kind: str) -> None:
         """Have the log in the database file, so that a copy of the folder without it is whole."""
-        if not self.durable:
+        if not self._connections.durable:
             return
         # What was written is committed already, so failing here is no failure of it; and nobody is to wait
         # for a reader who looks at an old state.
-        self._writer.execute("PRAGMA busy_timeout=0")
+        sql.execute("PRAGMA busy_timeout=0")
         with suppress(sqlite3.OperationalError):
-            self._writer.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
-        self._writer.execute(f"PRAGMA busy_timeout={round(1000 * database.LOCK_SECONDS)}")
-
-    def _copy_files(self, sql: sqlite3.Connection, target: Path) -> None:
-        """Copy the files that the attached database "source" names, but for those that are there already."""
-        there = database.files(sql) if database.is_made(sql) else {}
-        for name, record in database.files(sql, "source").items():
-            if there.get(name) == record and files.damage(target, record) is None:
-                continue
-            new = target / f"{name}.new"
-            try:
-                shutil.copyfile(self.folder / name, new)
-            except FileNotFoundError:
-                if name.endswith(DERIVED):  # the copy makes it anew
-                    continue
-                raise layout.missing(self.folder / name) from None
-            files.sync(new)
-            os.replace(new, target / name)
-        files.sync(target / FILES_FOLDER)
+            sql.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
+        sql.execute(f"PRAGMA busy_timeout={round(1000 * database.LOCK_SECONDS)}")
 
     # Candidates.
 
@@ -597,56 +563,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
         from jacolbert_rag.index.migrate import migrate
 
         manifest = layout.read_manifest_file(path)
-        with _telling(path):
+        with writing_errors(path):
             migrate(path, manifest)
     file = path / DATABASE_FILE
     if not file.is_file():
         return layout.read_manifest_file(path)  # which says what is there instead
-    with _opening(path), closing(database.connect_to_read(file)) as sql:
+    with reading_errors(path), closing(database.connect_to_read(file)) as sql:
         return layout.read_manifest(sql, path)
-
-
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Opening a database: what it may raise is told as an error of ours."""
-    file = path / DATABASE_FILE
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if database.has_log(file) and not os.access(path, os.W_OK):
-            raise IndexFolderError(
-                f"{file} has a log that was not folded in, because its last writer was killed, and the "
-                "folder may only be read. Open the index once where it can be written."
-            ) from error
-        raise IndexFolderError(f"{file} could not be opened ({error}).") from error
-    except sqlite3.DatabaseError as error:
-        raise IndexCorruptError(f"{file} is not readable ({error}). {MEND}") from error
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Writing a folder: what the system refuses is told as an error of ours."""
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        if isinstance(error, IndexFolderError):
-            raise
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-            raise IndexWriteError(
-                f"Another process has been writing the index {path} for {database.LOCK_SECONDS} seconds. "
-                "What was to be written is not stored. Call again when it is done."
-            ) from error
-        raise IndexWriteError(
-            f"The index {path} could not be written ({error}). What was to be written is not stored, and "
-            "what was there is whole. Free space or mend the permissions, and call again."
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise IndexCorruptError(f"{path / DATABASE_FILE} is not readable ({error}). {MEND}") from error
 
 
 def _restate(write: Write, documents: Sequence[Document]) -> None:
     rows = database.rows_of(write.sql, [document.id for document in documents])
-    database.update(write.sql, rows.values(), [document for document in documents if document.id in rows])
+    there = {document.id: document for document in database.read(write.sql, list(rows.values()))}
+    for document in documents:
+        if document.id not in there or there[document.id].passage != document.passage:
+            raise PassageChangedError(document.id)
+    database.update(write.sql, [rows[document.id] for document in documents], documents)
 
 
 def _attach(write: Write, made: Mapping[SegmentRow, Postings]) -> None:
@@ -654,22 +586,3 @@ def _attach(write: Write, made: Mapping[SegmentRow, Postings]) -> None:
     for segment in write.snapshot.segments:
         if segment.row in made:
             write.put([segment.row], [write.with_lists(segment.row, made[segment.row])])
-
-
-def _remove(path: Path, names: Iterable[str]) -> bool:
-    """Remove files; whether all are gone."""
-    is_done = True
-    for name in names:
-        try:
-            (path / name).unlink(missing_ok=True)
-        except OSError:  # Windows, while a memory map looks at it; a later writer removes it
-            is_done = False
-    return is_done
-
-
-def _remove_unnamed(path: Path, named: Mapping[str, Any]) -> None:
-    """Remove what a killed writer left; only when no other process is writing."""
-    for file in (path / FILES_FOLDER).iterdir():
-        if f"{FILES_FOLDER}/{file.name}" not in named:
-            with suppress(OSError):
-                file.unlink()

@@ -106,7 +106,10 @@ def read_manifest(sql: sqlite3.Connection, folder: Path) -> dict[str, Any]:
     path = folder / DATABASE_FILE
     if not database.is_ours(sql):
         raise IndexCorruptError(f"{path} is not the database of an index. {MEND}")
-    check_version(folder, database.format_version(sql))
+    version = database.format_version(sql)
+    check_version(folder, version)
+    if version != FORMAT_VERSION:  # former ones have another file
+        raise IndexCorruptError(f"{path} says it has format {version}, expected {FORMAT_VERSION}. {MEND}")
     if not database.is_made(sql):
         raise IndexNotFoundError(
             f"There is no whole index in {folder}: saving one there was cut short, or is under way. Save it "
@@ -191,7 +194,7 @@ def mend_manifest(folder: Path, manifest: Mapping[str, Any], *, read_only: bool)
 def write_manifest(folder: Path, manifest: Mapping[str, Any], *, durable: bool) -> None:
     """Write manifest.json."""
     data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
-    write_bytes(folder / MANIFEST_FILE, data, durable=durable)
+    write_bytes(folder, MANIFEST_FILE, data, durable=durable)
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:

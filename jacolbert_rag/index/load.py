@@ -48,11 +48,12 @@ class Loader:
         self._codecs: dict[tuple[str, str], Codec] = {}
         self._pooled: dict[str, PooledVectors] = {}
 
-    def snapshot(self, sql: sqlite3.Connection, *, is_newest: bool) -> Snapshot:
+    def snapshot(self, sql: sqlite3.Connection, number: int, *, is_newest: bool) -> Snapshot:
         """The state that a transaction sees.
 
         Args:
             sql: in a transaction.
+            number: generation of the state.
             is_newest: whether no newer state can have removed a file of this one.
 
         Raises:
@@ -60,7 +61,7 @@ class Loader:
             IndexCorruptError: a file is missing or is not what it should be.
         """
         try:
-            return self._snapshot(sql, is_newest=is_newest)
+            return self._snapshot(sql, number, is_newest=is_newest)
         except FileVanishedError as vanished:
             if not is_newest:
                 raise
@@ -70,8 +71,10 @@ class Loader:
                 f"{self.folder / DATABASE_FILE} is not readable ({error!r}). {MEND}"
             ) from error
 
-    def _snapshot(self, sql: sqlite3.Connection, *, is_newest: bool) -> Snapshot:
+    def _snapshot(self, sql: sqlite3.Connection, number: int, *, is_newest: bool) -> Snapshot:
         state, records = database.read_state(sql), database.files(sql)
+        if state.get("generation", 0) != number:  # one was found by an index of the table, which is damaged
+            raise ValueError(f"generation {number} and {state.get('generation', 0)}")
         rows = database.segments(sql)
         name = str(state.get("pooled", ""))
         pooled = self._read_pooled(name, state, records, is_newest=is_newest) if name else None
@@ -91,7 +94,6 @@ class Loader:
             )
         live = np.ones(starts[-1], dtype=np.bool_)
         live[dead] = False
-        number = int(state.get("generation", 0))
         return Snapshot(number, segments, live, pooled, self.dim, self.device)
 
     def _read_segment(
@@ -147,7 +149,7 @@ class Loader:
                 "makes it anew.",
                 name,
                 self.folder,
-                why,
+                str(why).removesuffix(f" {MEND}"),
             )
 
     def codec(self, coding: str, state: Mapping[str, Any], records: Mapping[str, FileRecord]) -> Codec:

@@ -124,15 +124,6 @@ class Snapshot:
             scores[chosen] = maxsim(query, tokens, device=self.device)
         return scores
 
-    def embeddings(self, rows: IntArray) -> TokenEmbeddings:
-        """Decoded token embeddings of these rows, which rise."""
-        parts = [
-            TokenEmbeddings(coded.codec.decode(coded.codes), coded.offsets) for _, coded in self._taken(rows)
-        ]
-        if not parts:
-            return TokenEmbeddings(np.empty((0, self.dim), dtype=np.float32), np.zeros(1, dtype=np.int64))
-        return TokenEmbeddings.concatenate(parts)
-
     def _taken(self, rows: IntArray) -> Iterator[tuple[slice, CodedTokens]]:
         """Runs of rising rows whose tokens are stored alike, with those: one product is faster than many."""
         parts = [

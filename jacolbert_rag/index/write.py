@@ -136,14 +136,10 @@ class Write:
 
     def pool(self, pooled: PooledVectors, n_tokens: int) -> None:
         """Put pooled vectors in the place of those that there were."""
+        self._drop_pooled()
         name = _new_name()
-        if former := database.read_state(self.sql).get("pooled"):
-            self.obsolete += [f"{FILES_FOLDER}/{former}{end}" for end in (GRAPH, CENTERS, CELLS)]
-        path = self.loader.folder / FILES_FOLDER / (name + GRAPH)
-        pooled.graph.save(path)
-        if self.durable:
-            files.sync(path)
-        self.added.append(files.record(self.loader.folder, f"{FILES_FOLDER}/{name}{GRAPH}"))
+        graph, path = pooled.graph.to_bytes(), f"{FILES_FOLDER}/{name}{GRAPH}"
+        self.added.append(files.write_bytes(self.loader.folder, path, graph, durable=self.durable))
         self._array(name + CENTERS, pooled.centers)
         self._array(name + CELLS, pooled.offsets)
         database.write_state(
@@ -153,6 +149,17 @@ class Write:
             n_cells=len(pooled.centers),
             pooled_tokens=n_tokens,
         )
+
+    def forget_pooled(self) -> None:
+        """Have no pooled vectors and no lists."""
+        for segment in self.snapshot.segments:
+            self.put([segment.row], [replace(segment.row, lists=None, n_postings=0)])
+        self._drop_pooled()
+        database.write_state(self.sql, pooled=None, n_pooled=None, n_cells=None, pooled_tokens=None)
+
+    def _drop_pooled(self) -> None:
+        if former := database.read_state(self.sql).get("pooled"):
+            self.obsolete += [f"{FILES_FOLDER}/{former}{end}" for end in (GRAPH, CENTERS, CELLS)]
 
     def codec(self, added: TokenEmbeddings | None = None) -> tuple[Codec, bool]:
         """How new tokens are stored, and whether that has just begun.

@@ -1,0 +1,265 @@
+"""One process' connections to the database of an index: one that writes, and idle ones that read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jacolbert_rag.errors import IndexCorruptError, IndexFolderError, IndexWriteError, InvalidInputError
+from jacolbert_rag.index import database, layout
+from jacolbert_rag.index.files import MEND
+from jacolbert_rag.index.layout import DATABASE_FILE
+
+CLOSED = "This index was closed. Open it again to go on."
+
+
+class OverwrittenError(IndexFolderError):
+    """A database that may only be read was written by somebody else while it was read."""
+
+
+class Connections:
+    """Connections for any number of threads of one process.
+
+    A process that is forked must open the index itself: SQLite's memory of its locks is copied with the fork
+    and wrong in the copy (sqlite.org/howtocorrupt.html, section 2.6), and torch's threads are not copied.
+
+    Attributes:
+        folder: of the index.
+        durable: whether a committed transaction must survive a power cut.
+        read_only: whether this process may not write the folder.
+        writing: held by the thread that uses the connection that writes.
+        is_closed: whether `close` was called.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        """Connect for the first time.
+
+        Raises:
+            IndexFolderError: the database cannot be opened.
+        """
+        self.folder, self.durable = folder, durable
+        self.path = folder / DATABASE_FILE
+        self.read_only = not os.access(folder, os.W_OK)
+        self.writing = threading.RLock()
+        self.is_closed = False
+        self._process = os.getpid()
+        self._renewing = threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._in_use: set[sqlite3.Connection] = set()
+        self._renew()
+        self._file = self._stamp[:2]
+        with reading_errors(folder):
+            self._idle.append(self._connect())
+        _OPEN.add(self)
+
+    def check(self) -> None:
+        """Refuse what is of no use any more.
+
+        Raises:
+            InvalidInputError: the index was closed, or this process was forked from the one that opened it.
+        """
+        if self._process != os.getpid():
+            raise InvalidInputError(
+                f"The index {self.folder} was opened by the process {self._process}, from which this one was "
+                "forked. Open it in each process, with JaColBERTRetriever.open, and start processes by "
+                "'spawn' (multiprocessing.get_context) where the parent has encoded anything."
+            )
+        if self.is_closed:
+            raise InvalidInputError(CLOSED)
+
+    def check_file(self) -> None:
+        """Refuse a database that is another file than was opened: connections go on with that one.
+
+        Raises:
+            IndexNotFoundError: it is one, or is gone.
+        """
+        if database.stamp(self.path)[:2] != self._file:
+            raise layout.gone(self.folder)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read with, not in a transaction yet; one that is left open is rolled back.
+
+        Raises:
+            OverwrittenError: what was read may be of no one state. Read again.
+            IndexNotFoundError: the index is gone.
+            IndexCorruptError: the database is damaged.
+        """
+        self.check()
+        self._renew_where_written()
+        idle, stamp = self._idle, self._stamp
+        with reading_errors(self.folder):
+            try:
+                sql = idle.pop()
+            except IndexError:
+                sql = self._connect()
+            self._in_use.add(sql)
+            is_sound = False
+            try:
+                yield sql
+                is_sound = True
+            finally:
+                self._in_use.discard(sql)
+                with suppress(sqlite3.Error):
+                    sql.rollback()
+                if is_sound and idle is self._idle and not self.is_closed:
+                    idle.append(sql)
+                else:
+                    sql.close()
+                if self._is_immutable and database.stamp(self.path) != stamp:
+                    raise OverwrittenError(
+                        f"The index {self.folder} was written by somebody else while it was read. Ask again."
+                    )
+
+    def writer(self) -> sqlite3.Connection:
+        """The connection that writes, for who holds `writing`.
+
+        Raises:
+            PermissionError: this process may not write the folder.
+        """
+        self.check()
+        if self.read_only:
+            raise PermissionError(f"{self.folder} may only be read")
+        if self._writer is None:
+            self._writer = self._connect()
+        return self._writer
+
+    def close(self) -> None:
+        """Close all connections; those that threads are reading with close behind them."""
+        self.is_closed = True
+        if self._process == os.getpid():
+            with self.writing:
+                self._release()
+
+    def _connect(self) -> sqlite3.Connection:
+        with _FORKING:
+            if self.path in _CARRIED:
+                raise IndexFolderError(
+                    f"The index {self.folder} was in use when this process was forked, so SQLite cannot "
+                    "tell their locks apart. Start processes by 'spawn', or fork before it is opened."
+                )
+            if self.read_only:
+                return database.connect_to_read(self.path)
+            return database.connect(self.path, durable=self.durable)
+
+    def _renew(self) -> None:
+        # A file of which SQLite was told that it does not change is not looked at again by a connection.
+        self._is_immutable = self.read_only and not database.has_log(self.path)
+        self._stamp = database.stamp(self.path)
+        self._idle: deque[sqlite3.Connection] = deque()
+
+    def _renew_where_written(self) -> None:
+        if self._is_immutable and database.stamp(self.path) != self._stamp:
+            with self._renewing:
+                former = self._idle
+                self._renew()
+                _close_all(former)
+
+    def _release(self) -> bool:
+        """Close what nobody is using, to be opened again; whether that is all."""
+        _close_all(self._idle)
+        if self._writer is not None and not self._writer.in_transaction:
+            self._writer.close()
+            self._writer = None
+        return self._writer is None and not self._in_use
+
+    def release_before_fork(self) -> None:
+        """Leave no connection to a process that is about to be forked, so that it may open the index."""
+        if self._process != os.getpid():
+            return
+        is_mine = self.writing.acquire(blocking=False)
+        try:
+            if not is_mine or not self._release():
+                _CARRIED.add(self.path)
+        finally:
+            if is_mine:
+                self.writing.release()
+
+
+def _close_all(idle: deque[sqlite3.Connection]) -> None:
+    while idle:
+        with suppress(IndexError):  # another thread was faster
+            idle.pop().close()
+
+
+_OPEN: weakref.WeakSet[Connections] = weakref.WeakSet()
+_CARRIED: set[Path] = set()  # databases of which this process has connections of the one it was forked from
+_FORKING = threading.Lock()  # nobody connects between letting go and the fork
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    for connections in list(_OPEN):
+        connections.release_before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    _CARRIED.clear()
+    _FORKING.release()
+
+
+def _after_fork_in_child() -> None:
+    _FORKING.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
+
+
+@contextmanager
+def reading_errors(folder: Path) -> Iterator[None]:
+    """Reading an index: what SQLite raises is told as an error of ours.
+
+    Raises:
+        IndexNotFoundError: the database is gone.
+        IndexFolderError: it cannot be opened or read.
+        IndexCorruptError: it is damaged.
+    """
+    path = folder / DATABASE_FILE
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not path.exists():
+            raise layout.gone(folder) from error
+        if database.has_log(path) and not os.access(folder, os.W_OK):
+            raise IndexFolderError(
+                f"{path} has a log that was not folded in, because its last writer was killed, and the "
+                "folder may only be read. Open the index once where it can be written."
+            ) from error
+        raise IndexFolderError(f"{path} could not be read ({error}).") from error
+    except sqlite3.DatabaseError as error:
+        raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
+
+
+@contextmanager
+def writing_errors(folder: Path) -> Iterator[None]:
+    """Writing a folder: what the system refuses is told as an error of ours.
+
+    Raises:
+        IndexWriteError: the folder could not be written; the old state is whole.
+        IndexCorruptError: its database is damaged.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if isinstance(error, IndexFolderError):
+            raise
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            raise IndexWriteError(
+                f"Another process has been writing the index {folder} for {database.LOCK_SECONDS} seconds. "
+                "What was to be written is not stored. Call again when it is done."
+            ) from error
+        raise IndexWriteError(
+            f"The index {folder} could not be written ({error}). What was to be written is not stored, and "
+            "what was there is whole. Free space or mend the permissions, and call again."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise IndexCorruptError(f"{folder / DATABASE_FILE} is not readable ({error}). {MEND}") from error

@@ -1,0 +1,106 @@
+"""Copies of an index: in a new folder, or in the place of another index, whose readers may be at work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index import database, files, layout
+from jacolbert_rag.index.connections import Connections, writing_errors
+from jacolbert_rag.index.layout import DATABASE_FILE, DERIVED, FILES_FOLDER
+
+
+def copy_index(source: Connections, manifest: Mapping[str, Any], target: Path) -> None:
+    """Copy an index to a folder that is new, empty, or an index, which is replaced in one transaction.
+
+    Files that are there already, from an earlier copy, are not copied again.
+
+    Args:
+        source: of the index; nobody else of this process writes it.
+        manifest: of the index.
+        target: the folder, resolved.
+
+    Raises:
+        InvalidInputError: the folder holds something that is no index.
+        IndexMismatchError: the folder holds an index of a newer version.
+        IndexWriteError: it could not be written; what was there is whole.
+    """
+    if not layout.may_be_filled(target):
+        raise InvalidInputError(
+            f"{target} exists and is no index, so it is left as it is. Name a new folder."
+        )
+    with writing_errors(target):
+        (target / FILES_FOLDER).mkdir(parents=True, exist_ok=True)
+        with closing(database.connect(target / DATABASE_FILE, durable=True, new=True)) as sql:
+            layout.check_version(target, database.format_version(sql))
+            from_where = (
+                database.read_only_uri(source.path) if source.read_only else f"{source.path.as_uri()}?mode=rw"
+            )
+            sql.execute("ATTACH ? AS source", (from_where,))
+            sql.execute("BEGIN IMMEDIATE")  # locks both: nobody removes a file of the source meanwhile
+            try:
+                _copy_files(sql, source.folder, target)
+                database.take_over(sql)
+                sql.execute("COMMIT")
+            except BaseException:
+                sql.rollback()
+                raise
+            sql.execute("DETACH source")
+            sweep(sql, target)
+        layout.write_manifest(target, manifest, durable=True)
+        layout.remove_former(target)
+        for path in (target, target.parent):
+            files.sync(path)
+
+
+def _copy_files(sql: sqlite3.Connection, folder: Path, target: Path) -> None:
+    """Copy the files that the attached database "source" names, but for those that are there already."""
+    there = database.files(sql) if database.is_made(sql) else {}
+    for name, record in database.files(sql, "source").items():
+        if there.get(name) == record and files.damage(target, record) is None:
+            continue
+        new = target / f"{name}.new"
+        try:
+            shutil.copyfile(folder / name, new)
+        except FileNotFoundError:
+            if name.endswith(DERIVED):  # the copy makes it anew
+                continue
+            raise layout.missing(folder / name) from None
+        files.sync(new)
+        os.replace(new, target / name)
+    files.sync(target / FILES_FOLDER)
+
+
+def sweep(sql: sqlite3.Connection, folder: Path) -> bool:
+    """Remove files that do not count, unless somebody is writing; whether all are gone.
+
+    Only under the lock: what a write has put in place counts no sooner than it commits, and a name that
+    does not count any more may count again, where an index is copied over its own copy.
+    """
+    sql.execute("PRAGMA busy_timeout=0")
+    try:
+        sql.execute("BEGIN IMMEDIATE")
+        return remove_unnamed(folder, database.files(sql))
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        sql.rollback()
+        sql.execute(f"PRAGMA busy_timeout={round(1000 * database.LOCK_SECONDS)}")
+
+
+def remove_unnamed(folder: Path, named: Mapping[str, Any]) -> bool:
+    """Remove the files that are not named, where nobody else may write; whether all are gone."""
+    is_done = True
+    for file in (folder / FILES_FOLDER).iterdir():
+        if f"{FILES_FOLDER}/{file.name}" not in named:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError:  # Windows, while a memory map looks at it; a later writer removes it
+                is_done = False
+    return is_done
