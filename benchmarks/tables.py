@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from jacolbert_rag.config import PoolingConfig, StoreConfig
 
 README = Path(__file__).parent / "README.md"
 FRONT = Path(__file__).parents[1] / "README.md"
@@ -220,7 +221,7 @@ def _index(result: Result) -> list[Grid]:
             f"{row['build_s']['median']:,.1f}",
             f"{row['passages_per_s']:,.0f}",
             f"{row['bytes_per_passage']:,.0f}",
-            f"{row['peak_mb']:,.0f}",
+            f"{row['memory_mb']:,.0f}",
             f"{row['open_s']:.2f}",
             f"{row['p50_ms']:,.1f}",
             f"{row['p95_ms']:,.1f}",
@@ -229,7 +230,7 @@ def _index(result: Result) -> list[Grid]:
         ]
 
     heads = (
-        *("system", "build, s", "passages/s", "bytes a passage", "peak MB", "open, s", "p50 ms", "p95 ms"),
+        *("system", "build, s", "passages/s", "bytes a passage", "memory, MB", "open, s", "p50 ms", "p95 ms"),
         *("top 10 like exact", "nDCG@10"),
     )
     found = []
@@ -237,13 +238,18 @@ def _index(result: Result) -> list[Grid]:
         title = f"{each['n']:,} passages, {each['n_tokens']:,} token embeddings"
         found.append(Grid(title, heads, _lines(each, heads, cells)))
         lines = tuple(
-            (name, _spread(r["p50"]), f"{r['build']:.1f}", f"{r['bytes']:.2f}")
+            (name, _spread(r["p50"]), _spread(r["build"]), f"{r['bytes']:.2f}")
             for name, r in each["ratios"].items()
         )
         ratio_heads = ("jacolbert beside", "times as fast at p50", "times as fast to build", "times as small")
         found.append(Grid(f"{each['n']:,} passages, ratios", ratio_heads, lines))
-        if grown := each.get("grown"):
-            found.append(_grown(each, grown))
+        if adds := each.get("adds"):
+            took = tuple(
+                (f"{int(n):,}", f"{s['median']:.2f}", f"{s['longest']:.1f}") for n, s in adds.items()
+            )
+            heads_of_adds = ("passages at once", "median, s", "longest, s")
+            title = f"Adding, up to {each['n']:,} passages; the longest pooled the corpus anew"
+            found.append(Grid(title, heads_of_adds, took))
     return found
 
 
@@ -275,35 +281,10 @@ def _index_in_short(result: Result) -> Grid:
     return Grid("The index beside others that were given the same token embeddings", heads, lines)
 
 
-def _grown(each: Mapping[str, Any], grown: Mapping[str, Any]) -> Grid:
-    fresh = each["systems"]["jacolbert"]
-    lines = (
-        (
-            "built at once",
-            f"{fresh['like_exact']:.3f}",
-            f"{fresh['p50_ms']:.1f}",
-            f"{fresh['bytes_per_passage']:,.0f}",
-        ),
-        (
-            "grown",
-            f"{grown['like_exact']:.3f}",
-            f"{grown['p50_ms']:.1f}",
-            f"{grown['bytes'] / each['n']:,.0f}",
-        ),
-    )
-    by_1000, by_100 = grown["add_1000_s"], grown["add_100_s"]
-    title = (
-        f"From {grown['from']:,} to {each['n']:,} passages by adds of {grown['by']:,} "
-        f"(median {by_1000['median']:.1f} s, longest {grown['add_1000_longest_s']:.1f} s); "
-        f"then adds of 100 (median {by_100['median']:.2f} s, longest {grown['add_100_longest_s']:.2f} s)"
-    )
-    return Grid(title, ("index", "top 10 like exact", "p50 ms", "bytes a passage"), lines)
-
-
 def _storage(result: Result) -> list[Grid]:
     lines = tuple(
         (
-            row["dtype"],
+            row["dtype"] + (" (default)" if _is_default(row) else ""),
             str(row["factor"]),
             f"{row['tokens_per_passage']:.0f}",
             f"{row['bytes_per_passage']:,.0f}",
@@ -314,6 +295,10 @@ def _storage(result: Result) -> list[Grid]:
     )
     heads = ("stored as", "pooling factor", "tokens a passage", "bytes a passage", "nDCG@10", "share")
     return [Grid("What storage costs", heads, lines)]
+
+
+def _is_default(row: Mapping[str, Any]) -> bool:
+    return (row["dtype"], row["factor"]) == (StoreConfig().dtype, PoolingConfig().factor)
 
 
 def _candidates(result: Result) -> list[Grid]:

@@ -272,11 +272,13 @@ class Session:
     def do_add(self, request: dict[str, Any]) -> dict[str, Any]:
         """Add the passages from `first` to `stop` to the open index, `at_once` a call: seconds of each."""
         took = []
-        for first in range(request["first"], request["stop"], request["at_once"]):
-            start = time.perf_counter()
-            self.system.add(self.embeddings, first, min(first + request["at_once"], request["stop"]))
-            took.append(time.perf_counter() - start)
-        return {"seconds": took}
+        before = anonymous_bytes()
+        with Peak() as peak:
+            for first in range(request["first"], request["stop"], request["at_once"]):
+                start = time.perf_counter()
+                self.system.add(self.embeddings, first, min(first + request["at_once"], request["stop"]))
+                took.append(time.perf_counter() - start)
+        return {"each_s": took, "peak_bytes": peak.bytes, "given_bytes": before}
 
     def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
         """Close the index, and weigh the folder `path`."""
