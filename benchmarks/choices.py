@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import numpy as np
 import typer
 
 from benchmarks import embedded, machine
@@ -29,9 +30,11 @@ from jacolbert_rag.config import (
     StoreConfig,
     StoredDtype,
 )
-from jacolbert_rag.datatypes import Document, TokenEmbeddings
+from jacolbert_rag.datatypes import Document, FloatArray, IntArray, TokenEmbeddings
 from jacolbert_rag.index.index import Index
-from jacolbert_rag.index.pooling import pool_documents
+from jacolbert_rag.index.maxsim import max_per_document
+from jacolbert_rag.index.pooling import kmeans, pool_documents
+from jacolbert_rag.index.quantize import BITS, Codec
 
 N = 11_096  # passages: the whole of JaQuAD
 ADDED = 1_000
@@ -39,6 +42,8 @@ FACTORS = (1, 2, 3, 4)
 N_TIMED = 300  # questions of the candidates' table
 N_ASKED = 500  # questions of the storage table
 SMALL = (100, 250, 500, 1_000, 2_000, 4_000)  # passages of the table of exact search
+KERNEL_QUERIES, KERNEL_DOCUMENTS = (1, 32), (CandidateConfig().n_candidates, 1_000)  # few and many
+KERNEL_CALLS = 20
 # One setting after the other is changed, and the others stay as they are by default.
 VARIED: Mapping[str, tuple[int, ...]] = {
     "tokens_per_pooled": (16, 32, 64, 128, 256),
@@ -57,6 +62,11 @@ NOTES = {
         "one setting changed at a time; top 10 like exact: share of the 10 best of exact search on the same "
         "stored embeddings; p50 of 300 questions, one by one; build: of candidates alone"
     ),
+    "maxsim": (
+        f"few: one question, {KERNEL_DOCUMENTS[0]} documents; many: {KERNEL_QUERIES[1]} questions, "
+        f"{KERNEL_DOCUMENTS[1]:,} documents; products: of a question's tokens with embeddings as they are "
+        f"stored; maxima: over each document's tokens; median of {KERNEL_CALLS} calls"
+    ),
     "exact": "p50 of 300 questions, one by one, of exact search and through candidates, over the same index",
 }
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -69,7 +79,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Embeddings, indexes.", metavar="FOLDER")] = WORK / "index",
     results: Annotated[Path, typer.Option(help="Where the results go; replaced.", metavar="FOLDER")] = TRIES,
     table: Annotated[
-        list[str] | None, typer.Option(help="storage, candidates or exact; all where not given.")
+        list[str] | None, typer.Option(help="storage, candidates, exact or maxsim; all where not given.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="All cores where not given.")] = None,
 ) -> None:
@@ -84,7 +94,7 @@ def main(
     threads = threads or machine.n_cores()
     torch.set_num_threads(threads)
     given = embedded.make(data, work / "embeddings", N, say)
-    measures = {"storage": storage, "candidates": candidates, "exact": exact}
+    measures = {"storage": storage, "candidates": candidates, "exact": exact, "maxsim": kernels}
     for name in table or list(measures):
         rows = measures[name](given, work / "choices")
         found = {"signature": signature(given, name, threads), "note": NOTES[name], "rows": rows}
@@ -232,6 +242,86 @@ def exact(given: Embedded, work: Path) -> list[Record]:
             )
         )
     return rows
+
+
+def kernels(given: Embedded, work: Path) -> list[Record]:
+    """The two steps of MaxSim in several ways: a few candidates of one question, and many of 32 questions."""
+    import torch
+
+    rows: list[Record] = []
+    passages = given.passages(0, KERNEL_DOCUMENTS[1])
+    for dtype in get_args(StoredDtype):
+        centroids = kmeans(passages.flat, 256, seed=1) if dtype in BITS else None
+        codec = Codec(dtype, given.about["dim"], centroids)
+        codes = codec.encode(passages.flat)
+        took = []
+        for n_queries, n in zip(KERNEL_QUERIES, KERNEL_DOCUMENTS, strict=True):
+            asked = torch.from_numpy(padded(given, n_queries))
+            took.append(median_ms(partial(codec.similarities, codes[: passages.offsets[n]], asked)))
+        rows.append({"step": "products", "way": dtype, "few_ms": took[0], "many_ms": took[1]})
+    for name, reduce in maxima().items():
+        took = []
+        for n_queries, n in zip(KERNEL_QUERIES, KERNEL_DOCUMENTS, strict=True):
+            offsets = passages.offsets[: n + 1]
+            asked = torch.from_numpy(padded(given, n_queries))
+            similarities = torch.from_numpy(passages.flat[: offsets[-1]]) @ asked.T
+            assert np.array_equal(reduce(similarities, offsets), max_per_document(similarities, offsets))
+            took.append(median_ms(partial(reduce, similarities, offsets)))
+        rows.append({"step": "maxima", "way": name, "few_ms": took[0], "many_ms": took[1]})
+    for row in rows:
+        say("{step}, {way}: {few_ms:.2f} ms, {many_ms:.1f} ms".format(**row))
+    return rows
+
+
+def padded(given: Embedded, n: int) -> FloatArray:
+    """Token embeddings of n questions, with rows of zeros to a multiple of 8, as search has them."""
+    flat = given.queries.take(range(n)).flat
+    found = np.zeros((-(-len(flat) // 8) * 8, flat.shape[1]), dtype=np.float32)
+    found[: len(flat)] = flat
+    return found
+
+
+def maxima() -> dict[str, Callable[[Any, IntArray], FloatArray]]:
+    """Ways to the best similarity of each document: (n_tokens, q) similarities, offsets -> (n_docs, q)."""
+    import numba
+    import torch
+
+    def loop(similarities: Any, offsets: IntArray) -> FloatArray:
+        bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        found: FloatArray = torch.stack([similarities[a:b].amax(dim=0) for a, b in bounds]).numpy()
+        return found
+
+    def segments(similarities: Any, offsets: IntArray) -> FloatArray:
+        lengths = torch.from_numpy(np.diff(offsets))
+        found: FloatArray = torch.segment_reduce(similarities, "max", lengths=lengths, unsafe=True).numpy()
+        return found
+
+    @numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+    def compiled(similarities: FloatArray, offsets: IntArray) -> FloatArray:
+        best = np.full((len(offsets) - 1, similarities.shape[1]), -np.inf, dtype=np.float32)
+        for document in numba.prange(len(best)):
+            for token in range(offsets[document], offsets[document + 1]):
+                for i in range(similarities.shape[1]):
+                    best[document, i] = max(best[document, i], similarities[token, i])
+        return best
+
+    return {
+        "torch scatter_reduce (default)": max_per_document,
+        "torch amax, document by document": loop,
+        "torch segment_reduce": segments,
+        "numpy maximum.reduceat": lambda s, offsets: np.maximum.reduceat(s.numpy(), offsets[:-1], axis=0),
+        "numba": lambda s, offsets: compiled(s.numpy(), offsets),
+    }
+
+
+def median_ms(call: Callable[[], object]) -> float:
+    """Of several calls, behind one that compiles and warms up."""
+    took = []
+    for _ in range(1 + KERNEL_CALLS):
+        start = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - start) * 1000)
+    return percentile(took[1:], 50)
 
 
 def create(folder: Path, settings: IndexSettings, dim: int) -> Index:

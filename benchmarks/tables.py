@@ -23,7 +23,7 @@ BEGIN_INDEX, END_INDEX = "<!-- index: written by `python -m benchmarks.tables` -
 PLOT = RESULTS / "index.svg"
 ORDER = (
     *("documents", "tokens", "query", "cold-start", "cuda", "memory"),
-    *("index", "choices-storage", "choices-candidates", "choices-exact"),
+    *("index", "choices-storage", "choices-candidates", "choices-exact", "choices-maxsim"),
 )
 NOTHING = "Not run: no result is committed."
 PIPE_WIDTH = 160  # columns where the output is no terminal: rich would take 80 and break the cells
@@ -141,6 +141,7 @@ def grids(workload: str, result: Result) -> list[Grid]:
         "choices-storage": _storage,
         "choices-candidates": _candidates,
         "choices-exact": _exact,
+        "choices-maxsim": _maxsim,
     }[workload](result)
 
 
@@ -333,6 +334,22 @@ def _exact(result: Result) -> list[Grid]:
     )
     return [
         Grid("Exact search beside candidates", ("passages", "exact, p50 ms", "candidates, p50 ms"), lines)
+    ]
+
+
+def _maxsim(result: Result) -> list[Grid]:
+    heads = ("way", "few, ms", "many, ms")
+    return [
+        Grid(
+            f"MaxSim, {step}",
+            heads,
+            tuple(
+                (row["way"], f"{row['few_ms']:.2f}", f"{row['many_ms']:.1f}")
+                for row in result["rows"]
+                if row["step"] == step
+            ),
+        )
+        for step in ("products", "maxima")
     ]
 
 
