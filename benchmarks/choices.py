@@ -46,11 +46,11 @@ KERNEL_QUERIES, KERNEL_DOCUMENTS = (1, 32), (CandidateConfig().n_candidates, 1_0
 KERNEL_CALLS = 20
 # One setting after the other is changed, and the others stay as they are by default.
 VARIED: Mapping[str, tuple[int, ...]] = {
-    "tokens_per_pooled": (16, 32, 64, 128, 256),
+    "tokens_per_pooled": (16, 32, 64, 96, 128, 256),
     "samples_per_pooled": (8, 16, 32, 64),
     "n_probed": (1, 2, 4, 8),
     "n_nearest": (8, 16, 32, 64),
-    "n_candidates": (32, 64, 128, 256, 512),
+    "n_candidates": (32, 64, 96, 128, 256, 512),
 }
 AT_SEARCH = ("n_nearest", "n_candidates")  # settings that need no other index
 NOTES = {
@@ -296,7 +296,7 @@ def maxima() -> dict[str, Callable[[Any, IntArray], FloatArray]]:
         found: FloatArray = torch.segment_reduce(similarities, "max", lengths=lengths, unsafe=True).numpy()
         return found
 
-    @numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+    @numba.njit(parallel=True)
     def compiled(similarities: FloatArray, offsets: IntArray) -> FloatArray:
         best = np.full((len(offsets) - 1, similarities.shape[1]), -np.inf, dtype=np.float32)
         for document in numba.prange(len(best)):

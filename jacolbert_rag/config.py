@@ -222,7 +222,7 @@ class CandidateConfig(_Config):
     samples_per_pooled: int = 32  # token embeddings that k-means sees for each pooled vector
     n_probed: int = 4  # cells of pooled vectors that a document's token is compared with
     n_nearest: int = 64  # pooled vectors that a query token takes
-    n_candidates: int = 128  # documents handed to exact scoring, or 2 * k where that is more
+    n_candidates: int = 96  # documents handed to exact scoring, or 2 * k where that is more
     m: int = 12  # HNSW links a vector
     ef_construction: int = 100
     ef_search: int = 96

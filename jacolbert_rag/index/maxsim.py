@@ -8,7 +8,7 @@ import numpy as np
 
 from jacolbert_rag.datatypes import FloatArray, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.errors import InvalidInputError
-from jacolbert_rag.index.quantize import Codec, CodedTokens
+from jacolbert_rag.index.quantize import Codec, CodedTokens, Products, Scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # Similarities held at once, as float32: 16 MB, so that the max reads what the product just wrote; a GPU wants
 # few and large ones.
 MAX_CELLS = {"cpu": 4_000_000, "cuda": 256_000_000}
-# Document tokens at once, for the same reason where a query is short: their numbers as float32 are 8 MB.
-MAX_TOKENS = {"cpu": 32_768, "cuda": 8_000_000}
+# Document tokens at once, for the same reason where a query is short: 4-bit numbers as float32 are 4 MB.
+MAX_TOKENS = {"cpu": 16_384, "cuda": 8_000_000}
+_SCRATCH = Scratch()
 QUERY_STEP = 8  # query tokens are padded to a multiple of
 
 
@@ -69,6 +70,7 @@ def maxsim_many(
     flat = np.zeros((-(-len(queries.flat) // QUERY_STEP) * QUERY_STEP, queries.dim), dtype=np.float32)
     flat[: len(queries.flat)] = queries.flat
     asked = torch.from_numpy(flat).to(device)
+    products = Products(docs.codec, asked, _SCRATCH)
     processor = "cpu" if device == "cpu" else "cuda"
     n_tokens = max(1, min(MAX_TOKENS[processor], MAX_CELLS[processor] // max(1, len(asked))))
     filled = np.flatnonzero(docs.lengths > 0)
@@ -80,8 +82,9 @@ def maxsim_many(
         rows = filled[start : max(stop, start + 1)]
         # Documents without tokens take no place, so the filled ones lie side by side.
         offsets = np.append(docs.offsets[rows] - first, docs.offsets[rows[-1] + 1] - first)
-        similarities = docs.codec.similarities(docs.codes[first : first + offsets[-1]], asked)
-        best = max_per_document(similarities, offsets)[:, : len(queries.flat)]
+        best = max_per_document(products.of(docs.codes[first : first + offsets[-1]]), offsets)[
+            :, : len(queries.flat)
+        ]
         scores[:, rows] = np.add.reduceat(best, queries.offsets[:-1], axis=1, dtype=np.float32).T
         start += len(rows)
     return scores

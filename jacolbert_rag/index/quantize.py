@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index.pooling import nearest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CodeArray: TypeAlias = npt.NDArray[np.uint8]
@@ -25,6 +28,26 @@ BITS = {"residual4": 4, "residual2": 2}
 # (J. Max, Quantizing for minimum distortion, 1960, table II).
 STEPS = {4: 0.3352, 2: 0.9957}
 CHUNK = 16_384  # tokens encoded at once: a few copies of 8 MB stay near the processor
+
+
+class Scratch(threading.local):
+    """Memory of this thread that is used again: new megabytes cost as much as what is done in them."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor whose values are left over; on a GPU a new one, since torch keeps its memory by itself."""
+        import torch
+
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size:
+            held = self._held[name] = torch.empty(size, dtype=dtype)
+        return held[:size].view(shape)
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class Codec:
     def width(self) -> int:
         """Bytes of a token."""
         if self.dtype in BITS:
-            return 4 + self._n_packed
+            return 4 + self.n_packed
         return 2 + self.dim if self.dtype == "int8" else self.dim * np.dtype(self.dtype).itemsize
 
     def encode(self, flat: TokenArray) -> CodeArray:
@@ -81,33 +104,8 @@ class Codec:
         return decoded
 
     def similarities(self, codes: CodeArray, query: Tensor) -> Tensor:
-        """(n_tokens, q_tokens) float32 dot products with a (q_tokens, dim) float32 query, on its device.
-
-        Nothing is decoded first: products are of the numbers that are stored.
-        """
-        import torch
-
-        asked = query.T.contiguous()  # products take twice as long with a transposed view
-        if not len(codes):
-            return torch.zeros((0, len(query)), device=query.device)
-        # Copied where they may not be written, because torch warns of that.
-        codes = np.ascontiguousarray(codes) if codes.flags.writeable else codes.copy()
-        stored = torch.from_numpy(codes).to(query.device)
-        if self.dtype in ("float16", "float32"):
-            return stored.view(getattr(torch, self.dtype)).float() @ asked
-        if self.dtype == "int8":
-            numbers = stored[:, 2:].contiguous().view(torch.int8).float()
-            return (numbers @ asked).mul_(_float16(stored[:, :2]))
-        packed, products = stored[:, 4:], None
-        for part, shift in zip(self._grouped(asked), self._shifts, strict=True):
-            numbers = ((packed >> shift) & self._mask).float()
-            products = numbers @ part if products is None else products.addmm_(numbers, part)
-        assert products is not None
-        products += self._offset * asked.sum(dim=0)
-        products *= _float16(stored[:, 2:4])
-        near = torch.from_numpy(self._known_centroids).to(query.device) @ asked
-        labels = torch.from_numpy(self._labels(codes)).to(query.device)
-        return products.add_(near.index_select(0, labels))
+        """(n_tokens, q_tokens) float32 dot products with a (q_tokens, dim) float32 query, on its device."""
+        return Products(self, query).of(codes)
 
     def _encode_int8(self, flat: FloatArray, codes: CodeArray) -> None:
         step = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
@@ -119,39 +117,39 @@ class Codec:
     def _encode_residuals(self, flat: FloatArray, codes: CodeArray) -> None:
         import torch
 
-        labels = torch.from_numpy(nearest(flat, self._known_centroids))
+        labels = torch.from_numpy(nearest(flat, self.known_centroids))
         tokens = torch.from_numpy(np.ascontiguousarray(flat))
-        residuals = tokens - torch.from_numpy(self._known_centroids).index_select(0, labels)
+        residuals = tokens - torch.from_numpy(self.known_centroids).index_select(0, labels)
         tiny = float(np.finfo(np.float16).tiny)
         deviation = residuals.square().mean(dim=1, keepdim=True).sqrt_()
         numbers = self._numbers(residuals, deviation.mul_(STEPS[self.bits]).clamp_(min=tiny))
         # Of all steps, the one that leaves least of these numbers' residuals (least squares).
-        centered = numbers.add_(self._offset)
+        centered = numbers.add_(self.offset)
         step = (residuals * centered).sum(dim=1, keepdim=True) / centered.square().sum(dim=1, keepdim=True)
         step = step.clamp_(min=tiny).half()
         numbers = self._numbers(residuals, step.float())
         codes[:, :2] = labels.numpy().astype(np.uint16)[:, None].view(np.uint8)
         codes[:, 2:4] = step.numpy().view(np.uint8)
-        padded = torch.zeros((len(flat), self._n_packed * len(self._shifts)), dtype=torch.uint8)
+        padded = torch.zeros((len(flat), self.n_packed * len(self.shifts)), dtype=torch.uint8)
         padded[:, : self.dim] = numbers
-        packed = torch.zeros((len(flat), self._n_packed), dtype=torch.uint8)
-        for i, shift in enumerate(self._shifts):
-            packed |= padded[:, i * self._n_packed : (i + 1) * self._n_packed] << shift
+        packed = torch.zeros((len(flat), self.n_packed), dtype=torch.uint8)
+        for i, shift in enumerate(self.shifts):
+            packed |= padded[:, i * self.n_packed : (i + 1) * self.n_packed] << shift
         codes[:, 4:] = packed.numpy()
 
     def _decode_residuals(self, codes: CodeArray, decoded: FloatArray) -> None:
         import torch
 
-        labels = torch.from_numpy(self._labels(codes))
+        labels = torch.from_numpy(self.labels(codes))
         stored = torch.from_numpy(codes.copy())  # in one piece, and writable
         packed, step = stored[:, 4:], _float16(stored[:, 2:4])
-        numbers = torch.cat([(packed >> shift) & self._mask for shift in self._shifts], dim=1)[:, : self.dim]
+        numbers = torch.cat([(packed >> shift) & self.mask for shift in self.shifts], dim=1)[:, : self.dim]
         found = torch.from_numpy(decoded)
-        torch.index_select(torch.from_numpy(self._known_centroids), 0, labels, out=found)
-        found.addcmul_(numbers.float().add_(self._offset), step)
+        torch.index_select(torch.from_numpy(self.known_centroids), 0, labels, out=found)
+        found.addcmul_(numbers.float().add_(self.offset), step)
 
     def _numbers(self, residuals: Tensor, step: Tensor) -> Tensor:
-        return (residuals / step).floor_().add_(2 ** (self.bits - 1)).clamp_(0, self._mask)
+        return (residuals / step).floor_().add_(2 ** (self.bits - 1)).clamp_(0, self.mask)
 
     @property
     def bits(self) -> int:
@@ -159,45 +157,45 @@ class Codec:
         return BITS[self.dtype]
 
     @property
-    def _mask(self) -> int:
+    def mask(self) -> int:
+        """The bits of one number."""
         return (1 << self.bits) - 1
 
     @property
-    def _offset(self) -> float:
+    def offset(self) -> float:
         """What is added to a code for its number."""
         return 0.5 - (1 << self.bits) / 2
 
     @property
-    def _shifts(self) -> range:
+    def shifts(self) -> range:
+        """Where a byte's numbers begin."""
         return range(0, 8, self.bits)
 
     @property
-    def _n_packed(self) -> int:
+    def n_packed(self) -> int:
         """Bytes of a residual."""
         return -(-self.dim * self.bits // 8)
 
     @property
-    def _known_centroids(self) -> FloatArray:
+    def known_centroids(self) -> FloatArray:
+        """Centroids, of a codec of residuals."""
         assert self.centroids is not None, "a codec of residuals is made with centroids"
         return self.centroids
 
-    def _labels(self, codes: CodeArray) -> IntArray:
+    def labels(self, codes: CodeArray) -> IntArray:
+        """(n_tokens,) int64 centroid of each token.
+
+        Raises:
+            IndexCorruptError: there is no such centroid.
+        """
         labels = np.ascontiguousarray(codes[:, :2]).view(np.uint16)[:, 0].astype(np.int64)
         # A GPU that is told to look beyond the end of a table is of no use to its process any more.
-        if len(labels) and labels.max() >= len(self._known_centroids):
+        if len(labels) and labels.max() >= len(self.known_centroids):
             raise IndexCorruptError(
                 f"Stored token embeddings name the centroid {labels.max()} of "
-                f"{len(self._known_centroids)}: a file of the index is damaged. verify() tells which."
+                f"{len(self.known_centroids)}: a file of the index is damaged. verify() tells which."
             )
         return labels
-
-    def _grouped(self, asked: Tensor) -> list[Tensor]:
-        """A (dim, q_tokens) query in the parts that the shifts of a byte stand for."""
-        from torch.nn.functional import pad
-
-        n = self._n_packed
-        padded = pad(asked, (0, 0, 0, n * len(self._shifts) - self.dim))
-        return [padded[i * n : (i + 1) * n].contiguous() for i in range(len(self._shifts))]
 
 
 def _float16(stored: Tensor) -> Tensor:
@@ -205,6 +203,77 @@ def _float16(stored: Tensor) -> Tensor:
     import torch
 
     return stored.contiguous().view(torch.float16).float()
+
+
+class Products:
+    """Dot products of one query with tokens as they are stored: nothing is decoded first.
+
+    What depends on the query alone is made once. For one thread at a time.
+    """
+
+    def __init__(self, codec: Codec, query: Tensor, scratch: Scratch | None = None) -> None:
+        """Prepare a query.
+
+        Args:
+            codec: of the tokens.
+            query: (q_tokens, dim) float32, on the device that multiplies.
+            scratch: what is worked in.
+        """
+        import torch
+        from torch.nn.functional import pad
+
+        self._codec, self._n_asked, self._device = codec, len(query), query.device
+        self._scratch = scratch if scratch is not None else Scratch()
+        self._asked = query.T.contiguous()  # products take twice as long with a transposed view
+        if codec.dtype in BITS:
+            # The parts that the shifts of a byte stand for.
+            width = codec.n_packed
+            padded = pad(self._asked, (0, 0, 0, width * len(codec.shifts) - codec.dim))
+            self._parts = [padded[i * width : (i + 1) * width] for i in range(len(codec.shifts))]
+            self._constant = self._asked.sum(dim=0, keepdim=True) * codec.offset
+            self._near = torch.from_numpy(codec.known_centroids).to(query.device) @ self._asked
+
+    def of(self, codes: CodeArray) -> Tensor:
+        """(n_tokens, q_tokens) float32 products with the tokens of these codes; good until the next call."""
+        import torch
+
+        products = self._take("products", self._n_asked, len(codes))
+        if not len(codes):
+            return products
+        # Copied where they may not be written, because torch warns of that.
+        codes = np.ascontiguousarray(codes) if codes.flags.writeable else codes.copy()
+        stored = torch.from_numpy(codes).to(self._device)
+        dtype = self._codec.dtype
+        if dtype in BITS:
+            return self._of_residuals(codes, stored, products)
+        if dtype == "int8":
+            numbers = self._take("numbers", self._codec.dim, len(codes)).copy_(stored[:, 2:].view(torch.int8))
+            return torch.mm(numbers, self._asked, out=products).mul_(_float16(stored[:, :2]))
+        floats = stored.view(getattr(torch, dtype))
+        if dtype == "float16":
+            floats = self._take("numbers", self._codec.dim, len(codes)).copy_(floats)
+        return torch.mm(floats, self._asked, out=products)
+
+    def _of_residuals(self, codes: CodeArray, stored: Tensor, products: Tensor) -> Tensor:
+        import torch
+
+        codec = self._codec
+        packed = stored[:, 4:]
+        opened = self._take("opened", codec.n_packed, len(codes), torch.uint8)
+        numbers = self._take("numbers", codec.n_packed, len(codes))
+        for i, (part, shift) in enumerate(zip(self._parts, codec.shifts, strict=True)):
+            torch.bitwise_right_shift(packed, shift, out=opened)
+            numbers.copy_(opened if shift + codec.bits == 8 else opened.bitwise_and_(codec.mask))
+            torch.addmm(products if i else self._constant, numbers, part, out=products)
+        near = self._take("near", self._n_asked, len(codes))
+        labels = torch.from_numpy(codec.labels(codes)).to(self._device)
+        torch.index_select(self._near, 0, labels, out=near)
+        return torch.addcmul(near, products, _float16(stored[:, 2:4]), out=products)
+
+    def _take(self, name: str, width: int, n_tokens: int, dtype: torch.dtype | None = None) -> Tensor:
+        import torch
+
+        return self._scratch.take(name, (n_tokens, width), dtype or torch.float32, self._device)
 
 
 @dataclass(frozen=True)
