@@ -8,11 +8,11 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -28,7 +28,13 @@ from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenEm
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
-from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, IndexWriteError, InvalidInputError
+from jacolbert_rag.errors import (
+    IndexCorruptError,
+    IndexFolderError,
+    IndexMismatchError,
+    IndexWriteError,
+    InvalidInputError,
+)
 from jacolbert_rag.index.database import as_stored, check_documents
 from jacolbert_rag.index.index import Damage, Index, PassageChangedError, View, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ADD_DOCUMENTS = 1_000  # documents encoded and stored at once; bounds memory to about 0.3 GB
 
@@ -216,15 +223,15 @@ class JaColBERTRetriever:
 
     def __len__(self) -> int:
         """Documents in the index."""
-        return self._index.read(lambda view: view.snapshot.n_live)
+        return self._read(lambda view: view.snapshot.n_live)
 
     def __contains__(self, id: object) -> bool:
         """Whether a document of this id is in the index."""
-        return isinstance(id, str) and self._index.read(lambda view: bool(view.rows_of([id])))
+        return isinstance(id, str) and self._read(lambda view: bool(view.rows_of([id])))
 
     def __iter__(self) -> Iterator[Document]:
         """Every document that is there when iteration begins, in order, but for those that went since."""
-        ids = self._index.read(lambda view: view.ids())
+        ids = self._read(lambda view: view.ids())
         # No view is held while the caller works: compacting and adding go on.
         for start in range(0, len(ids), ADD_DOCUMENTS):
             yield from self.get(ids[start : start + ADD_DOCUMENTS])
@@ -373,13 +380,13 @@ class JaColBERTRetriever:
 
     def ids(self, prefix: str = "") -> list[str]:
         """Ids in the index, sorted: all of them, or those that begin with a prefix."""
-        return self._index.read(lambda view: view.ids_with_prefix(prefix))
+        return self._read(lambda view: view.ids_with_prefix(prefix))
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
-        return self._index.read(lambda view: view.documents(list(view.rows_of(ids).values())))
+        return self._read(lambda view: view.documents(list(view.rows_of(ids).values())))
 
     def search(self, query: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
         """The documents that answer a query best.
@@ -403,7 +410,17 @@ class JaColBERTRetriever:
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
         embedded = self.encoder.queries(list(queries))
-        return self._index.read(lambda view: self._find(view, embedded, k, exact=exact))
+        return self._read(lambda view: self._find(view, embedded, k, exact=exact))
+
+    def _read(self, work: Callable[[View], T]) -> T:
+        """What some work finds in the newest state of the index, which another thread may be moving."""
+        while True:
+            index = self._index
+            try:
+                return index.read(work)
+            except (InvalidInputError, IndexFolderError):
+                if index is self._index:
+                    raise
 
     def _find(self, view: View, queries: TokenEmbeddings, k: int, *, exact: bool) -> list[list[Hit]]:
         snapshot = view.snapshot

@@ -814,6 +814,22 @@ def test_searches_go_on_while_an_index_is_saved(filled: JaColBERTRetriever, tmp_
     assert filled.path == tmp_path / "i"
 
 
+def test_search_that_begins_while_an_index_moves(
+    filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = filled._index
+    real = former.read
+
+    def overtaken(work):
+        monkeypatch.setattr(former, "read", real)
+        filled.save(tmp_path / "i")
+        return former.read(work)
+
+    monkeypatch.setattr(former, "read", overtaken)
+    assert len(filled.search("琵琶湖", 5)) == 5
+    assert filled._index is not former
+
+
 def test_home_folder_and_relative_names(
     filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
