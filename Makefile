@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow crash soak lint format eval bench
+.PHONY: demo test test-slow crash soak lint format eval bench choices
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
@@ -43,6 +43,10 @@ bench: $(VENV)/.installed $(PEERS:%=.venv-%/.installed)  ## time the encoder and
 	$(RUN) -m benchmarks.memory --passages 2000 --passages 10000 --passages 100000 --results benchmarks/results
 	$(RUN) -m benchmarks.index --pylate .venv-pylate/bin/python --fast-plaid .venv-fast-plaid/bin/python \
 		--lancedb .venv-lancedb/bin/python --results benchmarks/results
+	$(RUN) -m benchmarks.tables
+
+choices: $(VENV)/.installed  ## measure what each setting of the index costs
+	$(RUN) -m benchmarks.choices --results benchmarks/results
 	$(RUN) -m benchmarks.tables
 
 # torch by itself and first: left to another package's requirements, pip would take its newest release.
