@@ -32,9 +32,9 @@ from jacolbert_rag.config import (
 )
 from jacolbert_rag.datatypes import Document, FloatArray, IntArray, TokenEmbeddings
 from jacolbert_rag.index.index import Index
-from jacolbert_rag.index.maxsim import max_per_document
+from jacolbert_rag.index.maxsim import max_per_document, padded
 from jacolbert_rag.index.pooling import kmeans, pool_documents
-from jacolbert_rag.index.quantize import BITS, Codec
+from jacolbert_rag.index.quantize import BITS, Codec, Products
 
 N = 11_096  # passages: the whole of JaQuAD
 ADDED = 1_000
@@ -256,14 +256,15 @@ def kernels(given: Embedded, work: Path) -> list[Record]:
         codes = codec.encode(passages.flat)
         took = []
         for n_queries, n in zip(KERNEL_QUERIES, KERNEL_DOCUMENTS, strict=True):
-            asked = torch.from_numpy(padded(given, n_queries))
-            took.append(median_ms(partial(codec.similarities, codes[: passages.offsets[n]], asked)))
+            asked = torch.from_numpy(padded(given.queries.take(range(n_queries)).flat))
+            products = Products(codec, asked)
+            took.append(median_ms(partial(products.of, codes[: passages.offsets[n]])))
         rows.append({"step": "products", "way": dtype, "few_ms": took[0], "many_ms": took[1]})
     for name, reduce in maxima().items():
         took = []
         for n_queries, n in zip(KERNEL_QUERIES, KERNEL_DOCUMENTS, strict=True):
             offsets = passages.offsets[: n + 1]
-            asked = torch.from_numpy(padded(given, n_queries))
+            asked = torch.from_numpy(padded(given.queries.take(range(n_queries)).flat))
             similarities = torch.from_numpy(passages.flat[: offsets[-1]]) @ asked.T
             assert np.array_equal(reduce(similarities, offsets), max_per_document(similarities, offsets))
             took.append(median_ms(partial(reduce, similarities, offsets)))
@@ -271,14 +272,6 @@ def kernels(given: Embedded, work: Path) -> list[Record]:
     for row in rows:
         say("{step}, {way}: {few_ms:.2f} ms, {many_ms:.1f} ms".format(**row))
     return rows
-
-
-def padded(given: Embedded, n: int) -> FloatArray:
-    """Token embeddings of n questions, with rows of zeros to a multiple of 8, as search has them."""
-    flat = given.queries.take(range(n)).flat
-    found = np.zeros((-(-len(flat) // 8) * 8, flat.shape[1]), dtype=np.float32)
-    found[: len(flat)] = flat
-    return found
 
 
 def maxima() -> dict[str, Callable[[Any, IntArray], FloatArray]]:

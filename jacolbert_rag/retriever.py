@@ -314,7 +314,9 @@ class JaColBERTRetriever:
                     )
                     held = [pooled.take(range(n_whole, len(pooled)))] if waiting else []
         rest = {id: each for id, each in parts.items() if id not in set(last.values())}
-        self._index.amend(restate=_among(restated, rest), delete=partial(_former, parts=rest))
+        changed, former = _among(restated, rest), partial(_former, parts=rest)
+        if changed or bool(self._read(former)):  # else nobody is kept from writing
+            self._index.amend(restate=changed, delete=former)
         self._update_candidates()
         length = self.encoder.checkpoint.config.document_length
         warn_of_cut_documents(n_cut, len(flat), length, stacklevel=4)  # the caller of `add`

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from evals.tables import README, ROOT, read_results, with_table
+from jacolbert_rag import CandidateConfig, SearchConfig, StoreConfig
 from jacolbert_rag.encode import checkpoint
+from jacolbert_rag.index.quantize import BITS
 
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -55,3 +57,12 @@ def test_every_module_is_in_the_layout() -> None:
     for path in (ROOT / "jacolbert_rag").rglob("*.py"):
         name = path.relative_to(ROOT / "jacolbert_rag").as_posix()
         assert path.name == "__init__.py" or name in layout, name
+
+
+def test_readme_names_the_defaults() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert f"-> {CandidateConfig().n_candidates} candidates" in text
+    assert (
+        f"the nearest of {StoreConfig().n_centroids} centroids, and {BITS[StoreConfig().dtype]} bits" in text
+    )
+    assert f"fewer than {SearchConfig().exact_below:,} documents" in text

@@ -8,7 +8,7 @@ import torch
 
 from jacolbert_rag.datatypes import offsets_of
 from jacolbert_rag.index.pooling import kmeans
-from jacolbert_rag.index.quantize import Codec, CodedTokens
+from jacolbert_rag.index.quantize import Codec, CodedTokens, Products
 
 DTYPES = ["float32", "float16", "int8", "residual4", "residual2"]
 
@@ -54,7 +54,7 @@ def test_scored_as_if_decoded(dtype: str, dim: int) -> None:
     flat, query, kind = tokens(300, dim), tokens(9, dim, seed=5), codec(dtype, dim)
     codes = kind.encode(flat)
     assert codes.shape == (300, kind.width)
-    found = kind.similarities(codes, torch.from_numpy(query))
+    found = Products(kind, torch.from_numpy(query)).of(codes)
     assert found.dtype == torch.float32
     assert found.numpy() == pytest.approx(kind.decode(codes) @ query.T, abs=2e-5)
 
@@ -79,7 +79,7 @@ def test_odd_rows(dtype: str) -> None:
     assert np.linalg.norm(decoded - odd, axis=1)[[0, 2, 3]].max() < 1.1
     assert kind.encode(odd[:0]).shape == (0, kind.width)
     assert kind.decode(kind.encode(odd[:0])).shape == (0, 128)
-    assert kind.similarities(kind.encode(odd[:0]), torch.from_numpy(odd)).shape == (0, 4)
+    assert Products(kind, torch.from_numpy(odd)).of(kind.encode(odd[:0])).shape == (0, 4)
 
 
 def test_read_only_bytes_are_read() -> None:
@@ -87,7 +87,7 @@ def test_read_only_bytes_are_read() -> None:
         kind = codec(dtype)
         codes = kind.encode(tokens(20))
         codes.flags.writeable = False
-        found = kind.similarities(codes, torch.from_numpy(tokens(2)))
+        found = Products(kind, torch.from_numpy(tokens(2))).of(codes)
         assert found.numpy() == pytest.approx(kind.decode(codes) @ tokens(2).T, abs=2e-5)
 
 

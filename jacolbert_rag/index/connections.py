@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jacolbert_rag.errors import IndexCorruptError, IndexFolderError, IndexWriteError, InvalidInputError
@@ -21,6 +22,21 @@ CLOSED = "This index was closed. Open it again to go on."
 
 class OverwrittenError(IndexFolderError):
     """A database that may only be read was written by somebody else while it was read."""
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Idle connections, and what was so when the first of them was opened.
+
+    Attributes:
+        stamp: of the database.
+        is_immutable: whether SQLite is told that the file does not change, and so does not look again.
+        idle: of this pool alone.
+    """
+
+    stamp: tuple[int, ...]
+    is_immutable: bool
+    idle: deque[sqlite3.Connection] = field(default_factory=deque)
 
 
 class Connections:
@@ -52,10 +68,10 @@ class Connections:
         self._renewing = threading.Lock()
         self._writer: sqlite3.Connection | None = None
         self._in_use: set[sqlite3.Connection] = set()
-        self._renew()
-        self._file = self._stamp[:2]
+        self._pool = self._new_pool()
+        self._file = self._pool.stamp[:2]
         with reading_errors(folder):
-            self._idle.append(self._connect())
+            self._pool.idle.append(self._connect_to_read(self._pool))
         _OPEN.add(self)
 
     def check(self) -> None:
@@ -92,13 +108,12 @@ class Connections:
             IndexCorruptError: the database is damaged.
         """
         self.check()
-        self._renew_where_written()
-        idle, stamp = self._idle, self._stamp
+        pool = self._current_pool()
         with reading_errors(self.folder):
             try:
-                sql = idle.pop()
+                sql = pool.idle.pop()
             except IndexError:
-                sql = self._connect()
+                sql = self._connect_to_read(pool)
             self._in_use.add(sql)
             is_sound = False
             try:
@@ -108,11 +123,11 @@ class Connections:
                 self._in_use.discard(sql)
                 with suppress(sqlite3.Error):
                     sql.rollback()
-                if is_sound and idle is self._idle and not self.is_closed:
-                    idle.append(sql)
+                if is_sound and pool is self._pool and not self.is_closed:
+                    pool.idle.append(sql)
                 else:
                     sql.close()
-                if self._is_immutable and database.stamp(self.path) != stamp:
+                if self._is_overwritten(pool):
                     raise OverwrittenError(
                         f"The index {self.folder} was written by somebody else while it was read. Ask again."
                     )
@@ -138,32 +153,48 @@ class Connections:
                 self._release()
 
     def _connect(self) -> sqlite3.Connection:
+        with self._not_while_forking():
+            return database.connect(self.path, durable=self.durable)
+
+    def _connect_to_read(self, pool: _Pool) -> sqlite3.Connection:
+        if not self.read_only:
+            return self._connect()
+        with self._not_while_forking():
+            return database.connect_to_read(self.path, immutable=pool.is_immutable)
+
+    @contextmanager
+    def _not_while_forking(self) -> Iterator[None]:
         with _FORKING:
             if self.path in _CARRIED:
                 raise IndexFolderError(
                     f"The index {self.folder} was in use when this process was forked, so SQLite cannot "
                     "tell their locks apart. Start processes by 'spawn', or fork before it is opened."
                 )
-            if self.read_only:
-                return database.connect_to_read(self.path)
-            return database.connect(self.path, durable=self.durable)
+            yield
 
-    def _renew(self) -> None:
-        # A file of which SQLite was told that it does not change is not looked at again by a connection.
-        self._is_immutable = self.read_only and not database.has_log(self.path)
-        self._stamp = database.stamp(self.path)
-        self._idle: deque[sqlite3.Connection] = deque()
+    def _new_pool(self) -> _Pool:
+        is_immutable = self.read_only and not database.has_log(self.path)
+        return _Pool(database.stamp(self.path), is_immutable)
 
-    def _renew_where_written(self) -> None:
-        if self._is_immutable and database.stamp(self.path) != self._stamp:
+    def _current_pool(self) -> _Pool:
+        """The pool, or a new one where the folder may only be read and that one does not fit any more."""
+        if self.read_only and not self._fits(self._pool):
             with self._renewing:
-                former = self._idle
-                self._renew()
-                _close_all(former)
+                if not self._fits(self._pool):
+                    former, self._pool = self._pool, self._new_pool()
+                    _close_all(former.idle)
+        return self._pool
+
+    def _fits(self, pool: _Pool) -> bool:
+        # Without a log, and without the right to make one, only an immutable file can be opened.
+        return not self._is_overwritten(pool) and (pool.is_immutable or database.has_log(self.path))
+
+    def _is_overwritten(self, pool: _Pool) -> bool:
+        return pool.is_immutable and database.stamp(self.path) != pool.stamp
 
     def _release(self) -> bool:
         """Close what nobody is using, to be opened again; whether that is all."""
-        _close_all(self._idle)
+        _close_all(self._pool.idle)
         if self._writer is not None and not self._writer.in_transaction:
             self._writer.close()
             self._writer = None
@@ -175,8 +206,9 @@ class Connections:
             return
         is_mine = self.writing.acquire(blocking=False)
         try:
-            if not is_mine or not self._release():
+            if (not is_mine or not self._release()) and self.path not in _CARRIED:
                 _CARRIED.add(self.path)
+                _CARRIED_BY_THIS_FORK.add(self.path)
         finally:
             if is_mine:
                 self.writing.release()
@@ -190,6 +222,7 @@ def _close_all(idle: deque[sqlite3.Connection]) -> None:
 
 _OPEN: weakref.WeakSet[Connections] = weakref.WeakSet()
 _CARRIED: set[Path] = set()  # databases of which this process has connections of the one it was forked from
+_CARRIED_BY_THIS_FORK: set[Path] = set()  # those that its own child has, and it has not
 _FORKING = threading.Lock()  # nobody connects between letting go and the fork
 
 
@@ -200,18 +233,17 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    _CARRIED.clear()
-    _FORKING.release()
+    _CARRIED.difference_update(_CARRIED_BY_THIS_FORK)
+    _end_fork()
 
 
-def _after_fork_in_child() -> None:
+def _end_fork() -> None:
+    _CARRIED_BY_THIS_FORK.clear()
     _FORKING.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_end_fork)
 
 
 @contextmanager
@@ -234,7 +266,9 @@ def reading_errors(folder: Path) -> Iterator[None]:
                 f"{path} has a log that was not folded in, because its last writer was killed, and the "
                 "folder may only be read. Open the index once where it can be written."
             ) from error
-        raise IndexFolderError(f"{path} could not be read ({error}).") from error
+        raise IndexFolderError(
+            f"{path} could not be read ({error}). Mend its permissions or its disk, and open the index again."
+        ) from error
     except sqlite3.DatabaseError as error:
         raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
 

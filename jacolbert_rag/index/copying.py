@@ -83,15 +83,14 @@ def sweep(sql: sqlite3.Connection, folder: Path) -> bool:
     Only under the lock: what a write has put in place counts no sooner than it commits, and a name that
     does not count any more may count again, where an index is copied over its own copy.
     """
-    sql.execute("PRAGMA busy_timeout=0")
-    try:
-        sql.execute("BEGIN IMMEDIATE")
-        return remove_unnamed(folder, database.files(sql))
-    except sqlite3.DatabaseError:
-        return False
-    finally:
-        sql.rollback()
-        sql.execute(f"PRAGMA busy_timeout={round(1000 * database.LOCK_SECONDS)}")
+    with database.without_waiting(sql):
+        try:
+            sql.execute("BEGIN IMMEDIATE")
+            return remove_unnamed(folder, database.files(sql))
+        except sqlite3.DatabaseError:
+            return False
+        finally:
+            sql.rollback()
 
 
 def remove_unnamed(folder: Path, named: Mapping[str, Any]) -> bool:

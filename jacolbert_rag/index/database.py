@@ -95,20 +95,39 @@ def connect(path: Path, *, durable: bool, new: bool = False) -> sqlite3.Connecti
     return sql
 
 
-def connect_to_read(path: Path) -> sqlite3.Connection:
+def connect_to_read(path: Path, *, immutable: bool | None = None) -> sqlite3.Connection:
     """A connection to a file in a folder that this process may not write.
+
+    Args:
+        path: of the file.
+        immutable: see `read_only_uri`.
 
     Raises:
         sqlite3.OperationalError: a writer left a log and is gone; only who may write can fold it in.
     """
-    return sqlite3.connect(read_only_uri(path), uri=True, check_same_thread=False, isolation_level=None)
+    uri = read_only_uri(path, immutable=immutable)
+    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
 
-def read_only_uri(path: Path) -> str:
-    """The address of a file that may only be read, in SQLite's form."""
-    # SQLite keeps readers from writers by files beside the database, which it cannot make here. Where no
-    # writer is at work there are none, and it must be told that nothing changes.
-    return path.resolve().as_uri() + "?mode=ro" + ("" if has_log(path) else "&immutable=1")
+def read_only_uri(path: Path, *, immutable: bool | None = None) -> str:
+    """The address of a file that may only be read, in SQLite's form.
+
+    SQLite keeps readers from writers by files beside the database, which it cannot make here. Where no
+    writer is at work there are none, and it must be told that nothing changes: `immutable`, by default where
+    there is no log.
+    """
+    immutable = not has_log(path) if immutable is None else immutable
+    return path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if immutable else "")
+
+
+@contextmanager
+def without_waiting(sql: sqlite3.Connection) -> Iterator[None]:
+    """Failing at once where somebody else holds a lock."""
+    sql.execute("PRAGMA busy_timeout=0")
+    try:
+        yield
+    finally:
+        sql.execute(f"PRAGMA busy_timeout={round(1000 * LOCK_SECONDS)}")
 
 
 def stamp(path: Path) -> tuple[int, ...]:

@@ -287,8 +287,6 @@ class Index:
             PassageChangedError: the passage of a document to be restated is another one by now, or is gone.
             IndexWriteError: the folder could not be written.
         """
-        if not restate and (delete is None or not self.read(lambda view: list(delete(view)))):
-            return []
         with self._write() as write:
             stale = list(delete(View(write.snapshot, write.sql))) if delete is not None else []
             _restate(write, restate)
@@ -373,11 +371,12 @@ class Index:
 
     def verify(self) -> list[Damage]:
         """Look at every byte; what is not what it should be."""
+        found: list[Damage] = []
         try:
             with self._connections.reading() as sql:
                 sql.execute("BEGIN")
                 path = self._connections.path
-                found = [Damage(f"{path}: {what}", is_derived=False) for what in database.damage(sql)]
+                found += [Damage(f"{path}: {what}", is_derived=False) for what in database.damage(sql)]
                 records = database.files(sql)
         except IndexCorruptError as error:
             return [*found, Damage(str(error), is_derived=False)]
@@ -480,7 +479,11 @@ class Index:
                     self._is_swept = remove_unnamed(self.folder, records)
                     layout.remove_former(self.folder)
                 write = Write(sql, snapshot, self._loader, self.settings, connections.durable, records)
+                n_changes = sql.total_changes
                 yield write
+                if sql.total_changes == n_changes and not write.added:  # nothing to commit
+                    sql.rollback()
+                    return
                 database.replace_files(sql, write.obsolete, write.added)
                 database.write_state(sql, generation=snapshot.generation + 1)
                 is_committing = True
@@ -505,10 +508,8 @@ class Index:
             return
         # What was written is committed already, so failing here is no failure of it; and nobody is to wait
         # for a reader who looks at an old state.
-        sql.execute("PRAGMA busy_timeout=0")
-        with suppress(sqlite3.OperationalError):
+        with database.without_waiting(sql), suppress(sqlite3.OperationalError):
             sql.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
-        sql.execute(f"PRAGMA busy_timeout={round(1000 * database.LOCK_SECONDS)}")
 
     # Candidates.
 

@@ -66,10 +66,7 @@ def maxsim_many(
             "by different models. Encode both with one."
         )
     scores = np.full((len(queries), len(docs)), -np.inf, dtype=np.float32)
-    # Products of 39 query tokens take half as long again as those of 40.
-    flat = np.zeros((-(-len(queries.flat) // QUERY_STEP) * QUERY_STEP, queries.dim), dtype=np.float32)
-    flat[: len(queries.flat)] = queries.flat
-    asked = torch.from_numpy(flat).to(device)
+    asked = torch.from_numpy(padded(queries.flat)).to(device)
     products = Products(docs.codec, asked, _SCRATCH)
     processor = "cpu" if device == "cpu" else "cuda"
     n_tokens = max(1, min(MAX_TOKENS[processor], MAX_CELLS[processor] // max(1, len(asked))))
@@ -88,6 +85,17 @@ def maxsim_many(
         scores[:, rows] = np.add.reduceat(best, queries.offsets[:-1], axis=1, dtype=np.float32).T
         start += len(rows)
     return scores
+
+
+def padded(query: TokenArray) -> FloatArray:
+    """(n, dim) float32: a query's tokens and rows of zeros, to a multiple of 8.
+
+    Products of 39 query tokens take half as long again as those of 40.
+    """
+    n_rows = -(-len(query) // QUERY_STEP) * QUERY_STEP
+    found = np.zeros((n_rows, query.shape[1]), dtype=np.float32)
+    found[: len(query)] = query
+    return found
 
 
 def max_per_document(similarities: Tensor, offsets: IntArray) -> FloatArray:

@@ -103,10 +103,6 @@ class Codec:
             self._decode_residuals(codes[start : start + CHUNK], decoded[start : start + CHUNK])
         return decoded
 
-    def similarities(self, codes: CodeArray, query: Tensor) -> Tensor:
-        """(n_tokens, q_tokens) float32 dot products with a (q_tokens, dim) float32 query, on its device."""
-        return Products(self, query).of(codes)
-
     def _encode_int8(self, flat: FloatArray, codes: CodeArray) -> None:
         step = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / 127, np.finfo(np.float16).tiny)
         step = step.astype(np.float16)
