@@ -27,7 +27,6 @@ from jacolbert_rag.datatypes import Document, IntArray, TokenEmbeddings
 
 DATASET = "jaquad"
 SPLIT = "dev"
-N_QUERIES = 1_000
 SHORTEST = 150  # characters of a paragraph that stands in for a passage
 LEFT_OUT = ("jaquad_contexts",)  # the passages themselves
 WRITTEN = 2_048  # passages embedded at once
@@ -156,5 +155,5 @@ def _questions(data: Path) -> tuple[list[str], list[str], dict[str, dict[str, in
     for query, passage, score in (line.split("\t") for line in lines):
         qrels.setdefault(query, {})[passage] = int(score)
     asked = [d for d in read_corpus(data / DATASET / "queries.jsonl.gz") if d.id in qrels]
-    chosen: list[Document] = shuffled(asked)[:N_QUERIES]
+    chosen: list[Document] = shuffled(asked)
     return [d.id for d in chosen], [d.text for d in chosen], {d.id: qrels[d.id] for d in chosen}

@@ -5,6 +5,7 @@ python -m benchmarks.index --pylate PYTHON --fast-plaid PYTHON --lancedb PYTHON
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ K = 10
 N_QUESTIONS = {2_000: 300, 11_096: 300, 100_000: 100}
 N_BLOCKS = 10
 N_WARM_UP = 5
+WHOLE = 11_096  # passages of the corpus that the questions are about: here all of them are asked
 GROWN_FROM, GROWN_BY, ADDED_AT_ONCE, N_ADDS = 11_096, 1_000, 100, 10
 NOTE = (
     "build: from given embeddings to a closed index; bytes: of the whole folder, which holds no text here; "
@@ -146,6 +148,28 @@ class Bench:
                 for name, reply in steps.once(f"search {n} {i}", partial(block, i)).items():
                     found[name]["ms"].append(reply["ms"])
                     found[name]["found"] += reply["found"]
+        return found
+
+    def answers(self, name: str, n: int) -> list[list[int]]:
+        """Rows of the best passages for every question; nothing is timed."""
+        say(f"{name}, {n:,} passages: {len(self.data.queries):,} questions")
+        found: list[list[int]] = []
+        with self.start(name, n) as worker:
+            worker.ask("open", path=str(self.path(name, n)))
+            for start in range(0, len(self.data.queries), 500):
+                stop = min(start + 500, len(self.data.queries))
+                found += worker.ask("search", first=start, stop=stop, k=K)["found"]
+        return found
+
+    def exact_answers(self, n: int) -> list[list[int]]:
+        """The same of exact search, which no change of the library changes: kept beside the embeddings."""
+        path = self.data.folder / f"exact-{self.data.about['digest']}-{n}.json"
+        if not path.exists():
+            answers = self.answers(EXACT, n)
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(answers), encoding="utf-8")
+            new.replace(path)
+        found: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     def grow(self, n: int) -> Record:
@@ -278,6 +302,8 @@ def measure_size(bench: Bench, n: int, steps: Steps) -> Record:
         "systems": rows,
         "ratios": ratio_table(asked, built, n),
     }
+    if n == WHOLE:
+        found["all_questions"] = steps.once(f"all questions {n}", partial(quality, bench, n, qrels))
     if GROWN in built:
         (grown,) = built[GROWN]
         found["adds"] = {
@@ -347,6 +373,18 @@ def ndcg(
     if not run:
         return None
     return mean(per_query({q: qrels[q] for q in run}, run, ("nDCG@10",)))["nDCG@10"]
+
+
+def quality(bench: Bench, n: int, qrels: Mapping[str, Mapping[str, int]]) -> Record:
+    """nDCG@10 of ours and of exact search over all questions, and how much of it ours keeps."""
+    answers = {OURS: bench.answers(OURS, n), EXACT: bench.exact_answers(n)}
+    scores = {name: ndcg(bench.data, rows, qrels) or 0.0 for name, rows in answers.items()}
+    return {
+        "n_questions": len(bench.data.queries),
+        "ndcg@10": scores,
+        "share": scores[OURS] / scores[EXACT],
+        "like_exact": overlap(answers[OURS], answers[EXACT]),
+    }
 
 
 def say(line: str) -> None:

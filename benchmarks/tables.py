@@ -244,6 +244,12 @@ def _index(result: Result) -> list[Grid]:
         )
         ratio_heads = ("jacolbert beside", "times as fast at p50", "times as fast to build", "times as small")
         found.append(Grid(f"{each['n']:,} passages, ratios", ratio_heads, lines))
+        if asked := each.get("all_questions"):
+            scores = (f"{asked['ndcg@10'][name]:.4f}" for name in ("jacolbert", "exact"))
+            shares = (f"{100 * asked['share']:.2f} %", f"{asked['like_exact']:.3f}")
+            title = f"{each['n']:,} passages, all {asked['n_questions']:,} questions of the split"
+            heads_of_all = ("nDCG@10, jacolbert", "exact, unquantised", "share", "top 10 like exact")
+            found.append(Grid(title, heads_of_all, ((*scores, *shares),)))
         if adds := each.get("adds"):
             took = tuple(
                 (f"{int(n):,}", f"{s['median']:.2f}", f"{s['longest']:.1f}") for n, s in adds.items()

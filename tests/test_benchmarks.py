@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from benchmarks import cuda, documents, memory, model, tables, texts, tokens, turns
+from benchmarks import cuda, documents, embedded, index, memory, model, plot, tables, texts, tokens, turns
 from benchmarks.blocklog import BlockLog
 from benchmarks.encoder import app
+from benchmarks.peers import index_worker
 from benchmarks.peers.worker import Prepared, Session
 from benchmarks.settings import Settings
 from benchmarks.spread import percentile, ratios, spread
@@ -416,3 +418,74 @@ class TestTables:
             pytest.skip("no result of the documents workload is committed")
         ran = {name for name, row in found["systems"].items() if "not_run" not in row}
         assert documents.ratio_table(found["blocks"], ran) == found["ratios"]
+
+
+class InProcess:
+    """A worker of the index's benchmark without a process of its own."""
+
+    def __init__(self, system: System, *, threads: int, **_: Any) -> None:
+        self.session = index_worker.Session()
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        request["threads"] = torch.get_num_threads()
+        return self.session.answer({"do": do, **request})
+
+    def resume(self) -> None:
+        pass
+
+    pause = resume
+
+
+def embeddings(folder: Path, n: int, n_queries: int) -> embedded.Embedded:
+    """Random passages; each question has the tokens of a passage of its own."""
+    rng = np.random.default_rng(0)
+    offsets = np.cumsum([0, *rng.integers(4, 9, n)])
+    flat = rng.standard_normal((offsets[-1], 16)).astype(np.float16)
+    asked = [flat[offsets[i] : offsets[i] + 4].astype(np.float32) for i in range(n_queries)]
+    flat.tofile(folder / "tokens.float16")
+    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "queries.npy", np.concatenate(asked))
+    np.save(folder / "query_offsets.npy", np.arange(0, 4 * n_queries + 1, 4))
+    about = {"n": n, "dim": 16, "digest": "0" * 16, "fingerprint": "1" * 32}
+    about |= {"ids": [f"d{i}" for i in range(n)], "query_ids": [f"q{i}" for i in range(n_queries)]}
+    about["qrels"] = {f"q{i}": {f"d{i}": 1} for i in range(n_queries)}
+    (folder / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
+    return embedded.load(folder)
+
+
+def test_index_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "Worker": InProcess,
+        "WHOLE": 60,
+        "GROWN_FROM": 40,
+        "GROWN_BY": 8,
+        "ADDED_AT_ONCE": 2,
+        "N_ADDS": 2,
+        "N_QUESTIONS": {60: 20},
+        "PEERS_UP_TO": 60,
+    }.items():
+        monkeypatch.setattr(index, name, value)
+    data = embeddings(tmp_path, 60, 30)
+    systems = [System(index.OURS, "jacolbert"), System(index.EXACT, "exact")]
+    systems.append(System(index.PYLATE, index.PYLATE, python=None))
+    result = index.measure(data, systems, [60], tmp_path / "work", 1)
+    (found,) = result["sizes"]
+    rows = dict(found["systems"])
+    assert rows.pop(index.PYLATE) == {"not_run": "not run: --pylate names no interpreter"}
+    assert set(rows) == {index.OURS, index.GROWN, index.EXACT}
+    assert all(row["like_exact"] == row["ndcg@10"] == 1.0 for row in rows.values())
+    assert rows[index.EXACT]["bytes_per_passage"] > 16 * 2 * 4
+    assert found["ratios"][index.EXACT]["p50"]["n"] == index.N_BLOCKS
+    assert found["all_questions"]["ndcg@10"] == {index.OURS: 1.0, index.EXACT: 1.0}
+    assert (found["all_questions"]["n_questions"], found["all_questions"]["share"]) == (30, 1.0)
+    assert set(found["adds"]) == {"8", "2"}
+    titles = [grid.title for grid in tables.grids("index", result)]
+    assert "60 passages, all 30 questions of the split" in titles
+    assert "--pylate names no interpreter" in tables.markdown({"index": result})
+    assert ">exact<" in plot.svg(result["sizes"])
