@@ -313,7 +313,8 @@ class JaColBERTRetriever:
                         delete=partial(_former, parts=done),
                     )
                     held = [pooled.take(range(n_whole, len(pooled)))] if waiting else []
-        rest = {id: each for id, each in parts.items() if id not in set(last.values())}
+        encoded = set(last.values())
+        rest = {id: each for id, each in parts.items() if id not in encoded}
         changed, former = _among(restated, rest), partial(_former, parts=rest)
         if changed or bool(self._read(former)):  # else nobody is kept from writing
             self._index.amend(restate=changed, delete=former)
@@ -375,10 +376,15 @@ class JaColBERTRetriever:
         """
         if isinstance(ids, str):
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
+
+        def with_chunks(view: View) -> list[str]:
+            named = dict.fromkeys(key for id in ids for key in (id, *_chunks_of(view, id)))
+            return list(view.rows_of(list(named)))
+
         with self._writing:
-            return self._index.amend(
-                delete=lambda view: dict.fromkeys(key for id in ids for key in (id, *_chunks_of(view, id)))
-            )
+            if not self._read(with_chunks):  # nobody is kept from writing
+                return []
+            return self._index.amend(delete=with_chunks)
 
     def ids(self, prefix: str = "") -> list[str]:
         """Ids in the index, sorted: all of them, or those that begin with a prefix."""
@@ -415,11 +421,15 @@ class JaColBERTRetriever:
         return self._read(lambda view: self._find(view, embedded, k, exact=exact))
 
     def _read(self, work: Callable[[View], T]) -> T:
-        """What some work finds in the newest state of the index, which another thread may be moving."""
+        """What some work finds in the newest state of the index."""
+        return self._ask(lambda index: index.read(work))
+
+    def _ask(self, work: Callable[[Index], T]) -> T:
+        """What some work finds in the index, which another thread may be moving."""
         while True:
             index = self._index
             try:
-                return index.read(work)
+                return work(index)
             except (InvalidInputError, IndexFolderError):
                 if index is self._index:
                     raise
@@ -492,7 +502,7 @@ class JaColBERTRetriever:
         Returns:
             Whether another process has written since this retriever searched or wrote last.
         """
-        return self._index.refresh()
+        return self._ask(lambda index: index.refresh())
 
     def compact(self) -> None:
         """Give back the room that deleted and replaced documents take. Searches go on meanwhile."""
@@ -501,7 +511,7 @@ class JaColBERTRetriever:
 
     def verify(self) -> list[Damage]:
         """Read every byte of the index, and tell what is not what was written; an empty list where all is."""
-        return self._index.verify()
+        return self._ask(lambda index: index.verify())
 
     def rebuild(self) -> None:
         """Make anew what is derived: pooled vectors, posting lists and manifest.json."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -445,6 +446,9 @@ def test_folder_that_may_only_be_read_while_somebody_writes(
     seen.clear()
     with pytest.raises(OverwrittenError, match="Ask again"), index.reading() as view:
         look(view)
+    assert index._snapshot is None
+    del holds["文書3"]
+    sound(index, holds)
 
 
 # Room.
@@ -939,6 +943,25 @@ def test_copy_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sound(Index.open(tmp_path / "copy"), holds)
 
 
+def test_copy_that_was_killed_before_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of a database a kill has left, the next copy makes an index that opens."""
+    index, holds = filled(tmp_path / "i", 5)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(database, "_sign", kill)
+    with pytest.raises(KeyboardInterrupt):
+        index.copy_to(tmp_path / "new")
+    monkeypatch.undo()
+    (tmp_path / "half").mkdir()
+    with closing(sqlite3.connect(tmp_path / "half" / "index.sqlite")) as half:
+        half.execute(f"PRAGMA application_id={database.APPLICATION_ID}")
+    for name in ("new", "half"):
+        index.copy_to(tmp_path / name)
+        sound(Index.open(tmp_path / name), holds)
+
+
 def test_copy_over_an_index_that_others_have_open(tmp_path: Path) -> None:
     index, holds = filled(tmp_path / "i", 20)
     index.copy_to(tmp_path / "copy")
@@ -973,10 +996,57 @@ def test_folder_that_was_removed_and_filled_again(tmp_path: Path) -> None:
         lambda: search(index, model_index.query(1), 3),
         lambda: index.delete(["文書16"]),
         index.compact,
+        index.verify,
+        lambda: index.copy_to(tmp_path / "backup"),
     ):
         with pytest.raises(IndexNotFoundError, match="Load it again"):
             use()
     sound(Index.open(tmp_path / "i"), others)
+    assert not (tmp_path / "backup").exists()
+
+
+def test_another_index_is_not_copied_over_a_backup_of_this_one(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 20)
+    index.copy_to(tmp_path / "backup")
+    other, _ = filled(tmp_path / "other", 7)
+    other.copy_to(tmp_path / "i")
+    for use in (lambda: index.copy_to(tmp_path / "backup"), index.verify):
+        with pytest.raises(IndexNotFoundError, match="another one was put in its place"):
+            use()
+    sound(Index.open(tmp_path / "backup"), holds)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "open"])
+def test_copy_of_what_may_only_be_read_while_somebody_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_closed: bool
+) -> None:
+    writer, holds = filled(tmp_path / "i")
+    if is_closed:
+        writer.close()
+    access, copy_files = os.access, copying._copy_files
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    index = Index.open(tmp_path / "i")
+
+    def meanwhile(*given: Any) -> None:
+        monkeypatch.setattr(copying, "_copy_files", copy_files)
+        if is_closed:
+            copy_files(*given)  # before the writer: all that comes after it is another state
+        with monkeypatch.context() as undone:
+            undone.setattr(os, "access", access)
+            theirs = Index.open(tmp_path / "i")
+        theirs.delete(["文書1"])
+        theirs.append([model_index.document("新", 1)], model_index.embeddings([("新", 1)]))
+        theirs.compact()
+        if is_closed:
+            theirs.close()
+        else:
+            copy_files(*given)  # files of the former state are gone
+
+    monkeypatch.setattr(copying, "_copy_files", meanwhile)
+    index.copy_to(tmp_path / "copy")
+    monkeypatch.undo()
+    del holds["文書1"]
+    sound(Index.open(tmp_path / "copy"), holds | {"新": 1})
 
 
 def test_copy_over_an_index_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1024,6 +1094,36 @@ def test_second_copy_writes_only_what_is_new(tmp_path: Path) -> None:
     damaged.write_bytes(bytes(damaged.stat().st_size))
     index.copy_to(tmp_path / "copy")
     sound(Index.open(tmp_path / "copy"), holds | {"新": 1})
+
+
+def test_what_cannot_be_removed_after_a_write_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, holds = filled(tmp_path / "i", 5)
+    index.delete(["文書2"])
+    del holds["文書2"]
+
+    def fail(path: Path) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    index.compact()  # is committed all the same
+    monkeypatch.undo()
+    sound(index, holds)
+    n_files = len(list((tmp_path / "i" / "files").iterdir()))
+    index.delete(["文書1"])
+    assert len(list((tmp_path / "i" / "files").iterdir())) < n_files
+    del holds["文書1"]
+    sound(Index.open(tmp_path / "i"), holds)
+
+
+def test_folders_of_others_beside_the_index_stay(tmp_path: Path) -> None:
+    filled(tmp_path / "i", 5)
+    for name in ("candidates", "embeddings"):  # as format 1 had them
+        (tmp_path / "i" / name).mkdir()
+        (tmp_path / "i" / name / "応募者.csv").write_text("山田", encoding="utf-8")
+    Index.open(tmp_path / "i").delete(["文書1"])
+    assert len(list((tmp_path / "i").rglob("*.csv"))) == 2
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

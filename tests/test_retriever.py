@@ -23,7 +23,7 @@ from jacolbert_rag import (
     TruncationWarning,
 )
 from jacolbert_rag.errors import IndexWriteError
-from jacolbert_rag.index.index import Index
+from jacolbert_rag.index.index import Damage, Index
 from tests.conftest import SENTENCES, write_tiny_checkpoint
 from tests.model_index import change_manifest
 
@@ -473,6 +473,30 @@ def test_pooling_is_kept_by_the_index(tiny_model: Path, tmp_path: Path) -> None:
     assert JaColBERTRetriever.load(tmp_path / "i").settings == settings
     with pytest.raises(IndexMismatchError, match="they cannot change"):
         JaColBERTRetriever.load(tmp_path / "i", settings=IndexSettings())
+
+
+def test_verify_while_another_thread_saves(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    unsaved = filled._index
+
+    def between(index: Index) -> list[Damage]:
+        if index is unsaved:
+            filled.save(tmp_path / "index")
+        return index.verify()
+
+    assert filled._ask(between) == []
+    assert filled.path == tmp_path / "index"
+
+
+def test_deleting_nothing_writes_nothing(
+    filled: JaColBERTRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.save(tmp_path / "index")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    retriever = JaColBERTRetriever.open(tmp_path / "index")
+    assert retriever.delete([]) == retriever.delete(["ない"]) == []
+    with pytest.raises(IndexWriteError, match="may only be read"):
+        retriever.delete(retriever.ids()[:1])
 
 
 def test_save_under_another_spelling_of_its_own_folder(

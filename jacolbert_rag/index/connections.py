@@ -67,12 +67,13 @@ class Connections:
         self._process = os.getpid()
         self._renewing = threading.Lock()
         self._writer: sqlite3.Connection | None = None
-        self._in_use: set[sqlite3.Connection] = set()
+        self._open: set[sqlite3.Connection] = set()  # idle, in use, or the one that writes
         self._pool = self._new_pool()
         self._file = self._pool.stamp[:2]
+        with _FORKING:
+            _OPEN.add(self)
         with reading_errors(folder):
             self._pool.idle.append(self._connect_to_read(self._pool))
-        _OPEN.add(self)
 
     def check(self) -> None:
         """Refuse what is of no use any more.
@@ -114,23 +115,25 @@ class Connections:
                 sql = pool.idle.pop()
             except IndexError:
                 sql = self._connect_to_read(pool)
-            self._in_use.add(sql)
             is_sound = False
             try:
                 yield sql
                 is_sound = True
             finally:
-                self._in_use.discard(sql)
                 with suppress(sqlite3.Error):
                     sql.rollback()
                 if is_sound and pool is self._pool and not self.is_closed:
                     pool.idle.append(sql)
                 else:
-                    sql.close()
+                    self._close(sql)
                 if self._is_overwritten(pool):
-                    raise OverwrittenError(
-                        f"The index {self.folder} was written by somebody else while it was read. Ask again."
-                    )
+                    raise self.overwritten()
+
+    def overwritten(self) -> OverwrittenError:
+        """An error for what was read of a database that somebody else has written meanwhile."""
+        return OverwrittenError(
+            f"The index {self.folder} was written by somebody else while it was read. Ask again."
+        )
 
     def writer(self) -> sqlite3.Connection:
         """The connection that writes, for who holds `writing`.
@@ -154,13 +157,26 @@ class Connections:
 
     def _connect(self) -> sqlite3.Connection:
         with self._not_while_forking():
-            return database.connect(self.path, durable=self.durable)
+            sql = database.connect(self.path, durable=self.durable)
+            self._open.add(sql)
+            return sql
 
     def _connect_to_read(self, pool: _Pool) -> sqlite3.Connection:
         if not self.read_only:
             return self._connect()
         with self._not_while_forking():
-            return database.connect_to_read(self.path, immutable=pool.is_immutable)
+            sql = database.connect_to_read(self.path, immutable=pool.is_immutable)
+            self._open.add(sql)
+            return sql
+
+    def _close(self, sql: sqlite3.Connection) -> None:
+        sql.close()
+        self._open.discard(sql)
+
+    def _close_all(self, idle: deque[sqlite3.Connection]) -> None:
+        while idle:
+            with suppress(IndexError):  # another thread was faster
+                self._close(idle.pop())
 
     @contextmanager
     def _not_while_forking(self) -> Iterator[None]:
@@ -182,7 +198,7 @@ class Connections:
             with self._renewing:
                 if not self._fits(self._pool):
                     former, self._pool = self._pool, self._new_pool()
-                    _close_all(former.idle)
+                    self._close_all(former.idle)
         return self._pool
 
     def _fits(self, pool: _Pool) -> bool:
@@ -194,11 +210,11 @@ class Connections:
 
     def _release(self) -> bool:
         """Close what nobody is using, to be opened again; whether that is all."""
-        _close_all(self._pool.idle)
+        self._close_all(self._pool.idle)
         if self._writer is not None and not self._writer.in_transaction:
-            self._writer.close()
+            self._close(self._writer)
             self._writer = None
-        return self._writer is None and not self._in_use
+        return not self._open
 
     def release_before_fork(self) -> None:
         """Leave no connection to a process that is about to be forked, so that it may open the index."""
@@ -212,12 +228,6 @@ class Connections:
         finally:
             if is_mine:
                 self.writing.release()
-
-
-def _close_all(idle: deque[sqlite3.Connection]) -> None:
-    while idle:
-        with suppress(IndexError):  # another thread was faster
-            idle.pop().close()
 
 
 _OPEN: weakref.WeakSet[Connections] = weakref.WeakSet()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from jacolbert_rag.index.layout import DATABASE_FILE, DERIVED, FILES_FOLDER
 def copy_index(source: Connections, manifest: Mapping[str, Any], target: Path) -> None:
     """Copy an index to a folder that is new, empty, or an index, which is replaced in one transaction.
 
-    Files that are there already, from an earlier copy, are not copied again.
+    Files that are there already, from an earlier copy, are not copied again. Where the index may only be
+    read, nobody can be kept from writing it meanwhile, and that is noticed before anything is replaced.
 
     Args:
         source: of the index; nobody else of this process writes it.
@@ -28,6 +29,8 @@ def copy_index(source: Connections, manifest: Mapping[str, Any], target: Path) -
 
     Raises:
         InvalidInputError: the folder holds something that is no index.
+        OverwrittenError: the index may only be read, and somebody else has written it meanwhile.
+        IndexNotFoundError: the folder of the index has another one by now.
         IndexMismatchError: the folder holds an index of a newer version.
         IndexWriteError: it could not be written; what was there is whole.
     """
@@ -36,30 +39,49 @@ def copy_index(source: Connections, manifest: Mapping[str, Any], target: Path) -
             f"{target} exists and is no index, so it is left as it is. Name a new folder."
         )
     with writing_errors(target):
-        (target / FILES_FOLDER).mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        # The database first: it tells a copy that was cut short from a folder of something else.
         with closing(database.connect(target / DATABASE_FILE, durable=True, new=True)) as sql:
             layout.check_version(target, database.format_version(sql))
-            from_where = (
-                database.read_only_uri(source.path) if source.read_only else f"{source.path.as_uri()}?mode=rw"
-            )
-            sql.execute("ATTACH ? AS source", (from_where,))
-            sql.execute("BEGIN IMMEDIATE")  # locks both: nobody removes a file of the source meanwhile
-            try:
-                _copy_files(sql, source.folder, target)
+            (target / FILES_FOLDER).mkdir(exist_ok=True)
+            with _of_one_state(source) as uri:
+                sql.execute("ATTACH ? AS source", (uri,))
+                sql.execute("BEGIN IMMEDIATE")  # locks what may be written: nobody removes a file meanwhile
+                source.check_file()
+                if database.read_state(sql, "source")["manifest"]["id"] != manifest["id"]:
+                    raise layout.gone(source.folder)
+                _copy_files(sql, source, target)
                 database.take_over(sql)
-                sql.execute("COMMIT")
-            except BaseException:
-                sql.rollback()
-                raise
+            sql.execute("COMMIT")  # where it does not come to that, closing rolls back
             sql.execute("DETACH source")
             sweep(sql, target)
-        layout.write_manifest(target, manifest, durable=True)
+        # The database says the same, and who opens the folder mends it.
+        with suppress(OSError):
+            layout.write_manifest(target, manifest, durable=True)
         layout.remove_former(target)
         for path in (target, target.parent):
             files.sync(path)
 
 
-def _copy_files(sql: sqlite3.Connection, folder: Path, target: Path) -> None:
+@contextmanager
+def _of_one_state(source: Connections) -> Iterator[str]:
+    """The address to attach a database by; what is read of it in the block is of one state.
+
+    Raises:
+        OverwrittenError: it is not, because the folder may only be read, and somebody else has written it.
+    """
+    if not source.read_only:
+        yield f"{source.path.as_uri()}?mode=rw"
+        return
+    is_immutable, stamp = not database.has_log(source.path), database.stamp(source.path)
+    try:
+        yield database.read_only_uri(source.path, immutable=is_immutable)
+    finally:  # what SQLite has found in two states may look like damage
+        if is_immutable and database.stamp(source.path) != stamp:
+            raise source.overwritten()
+
+
+def _copy_files(sql: sqlite3.Connection, source: Connections, target: Path) -> None:
     """Copy the files that the attached database "source" names, but for those that are there already."""
     there = database.files(sql) if database.is_made(sql) else {}
     for name, record in database.files(sql, "source").items():
@@ -67,14 +89,22 @@ def _copy_files(sql: sqlite3.Connection, folder: Path, target: Path) -> None:
             continue
         new = target / f"{name}.new"
         try:
-            shutil.copyfile(folder / name, new)
+            shutil.copyfile(source.folder / name, new)
         except FileNotFoundError:
             if name.endswith(DERIVED):  # the copy makes it anew
                 continue
-            raise layout.missing(folder / name) from None
+            if source.read_only and _is_behind(sql, source):
+                raise source.overwritten() from None
+            raise layout.missing(source.folder / name) from None
         files.sync(new)
         os.replace(new, target / name)
     files.sync(target / FILES_FOLDER)
+
+
+def _is_behind(sql: sqlite3.Connection, source: Connections) -> bool:
+    """Whether there is a newer state of the source than the one that is attached."""
+    with source.reading() as newest:
+        return database.generation(newest) != database.read_state(sql, "source").get("generation")
 
 
 def sweep(sql: sqlite3.Connection, folder: Path) -> bool:
@@ -86,14 +116,14 @@ def sweep(sql: sqlite3.Connection, folder: Path) -> bool:
     with database.without_waiting(sql):
         try:
             sql.execute("BEGIN IMMEDIATE")
-            return remove_unnamed(folder, database.files(sql))
-        except sqlite3.DatabaseError:
+            return _remove_unnamed(folder, database.files(sql))
+        except (OSError, sqlite3.DatabaseError):
             return False
         finally:
             sql.rollback()
 
 
-def remove_unnamed(folder: Path, named: Mapping[str, Any]) -> bool:
+def _remove_unnamed(folder: Path, named: Mapping[str, Any]) -> bool:
     """Remove the files that are not named, where nobody else may write; whether all are gone."""
     is_done = True
     for file in (folder / FILES_FOLDER).iterdir():

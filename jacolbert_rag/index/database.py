@@ -84,15 +84,27 @@ def connect(path: Path, *, durable: bool, new: bool = False) -> sqlite3.Connecti
     uri = f"{path.resolve().as_uri()}?mode={'rwc' if new else 'rw'}"
     sql = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
     try:
-        if new and not is_ours(sql) and not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            sql.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            sql.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+        if new and _is_empty(sql):
+            _sign(sql)
         sql.execute("PRAGMA journal_mode=WAL")
         sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     except BaseException:
         sql.close()
         raise
     return sql
+
+
+def _is_empty(sql: sqlite3.Connection) -> bool:
+    return not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _sign(sql: sqlite3.Connection) -> None:
+    """Say whose file it is, all at once: a kill leaves no file that is ours and of no format."""
+    sql.execute("BEGIN IMMEDIATE")
+    if _is_empty(sql):
+        sql.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        sql.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+    sql.execute("COMMIT")
 
 
 def connect_to_read(path: Path, *, immutable: bool | None = None) -> sqlite3.Connection:
@@ -185,10 +197,10 @@ def take_over(sql: sqlite3.Connection) -> None:
     write_state(sql, generation=max(former, generation(sql)) + 1)
 
 
-def read_state(sql: sqlite3.Connection) -> dict[str, Any]:
+def read_state(sql: sqlite3.Connection, of: str = "main") -> dict[str, Any]:
     """All that is neither a document, a segment nor a file: the generation, and what is derived."""
     with _values("state"):
-        return {key: json.loads(value) for key, value in sql.execute("SELECT key, value FROM main.state")}
+        return {key: json.loads(value) for key, value in sql.execute(f"SELECT key, value FROM {of}.state")}
 
 
 def write_state(sql: sqlite3.Connection, **values: Any) -> None:

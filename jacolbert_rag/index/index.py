@@ -30,7 +30,7 @@ from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, InvalidI
 from jacolbert_rag.index import database, files, layout
 from jacolbert_rag.index.candidates import PooledVectors
 from jacolbert_rag.index.connections import Connections, OverwrittenError, reading_errors, writing_errors
-from jacolbert_rag.index.copying import copy_index, remove_unnamed, sweep
+from jacolbert_rag.index.copying import copy_index, sweep
 from jacolbert_rag.index.database import FORMAT_VERSION, SegmentRow
 from jacolbert_rag.index.files import FileVanishedError
 from jacolbert_rag.index.layout import DATABASE_FILE, DERIVED, FILES_FOLDER, Kind
@@ -138,8 +138,9 @@ class Index:
         manifest = dict(json.loads(json.dumps(given)))  # as it will be read: JSON has no tuples
         manifest["checksum"] = layout.checksum(manifest)
         with writing_errors(folder):
-            (folder / FILES_FOLDER).mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with closing(database.connect(folder / DATABASE_FILE, durable=durable, new=True)) as sql:
+                (folder / FILES_FOLDER).mkdir()
                 sql.execute("BEGIN IMMEDIATE")
                 database.create(sql)
                 database.write_state(sql, manifest=manifest)
@@ -193,8 +194,13 @@ class Index:
             IndexCorruptError: a file is missing or is not what it should be.
             InvalidInputError: the index was closed, or opened by the process that this one was forked from.
         """
-        with self._connections.reading() as sql:
-            yield View(self._begin(sql, "DEFERRED"), sql)
+        try:
+            with self._connections.reading() as sql:
+                yield View(self._begin(sql, "DEFERRED"), sql)
+        except OverwrittenError:
+            with self._loading:
+                self._snapshot = None  # it may be of no one state, too
+            raise
 
     def read(self, work: Callable[[View], T]) -> T:
         """What some work finds in the newest state; done again where that was overwritten meanwhile."""
@@ -370,13 +376,20 @@ class Index:
             self._fold_log(sql, "TRUNCATE")
 
     def verify(self) -> list[Damage]:
-        """Look at every byte; what is not what it should be."""
+        """Look at every byte; what is not what it should be.
+
+        Raises:
+            IndexNotFoundError: the folder was removed, or has another index by now.
+        """
         found: list[Damage] = []
         try:
             with self._connections.reading() as sql:
                 sql.execute("BEGIN")
                 path = self._connections.path
+                self._connections.check_file()
                 found += [Damage(f"{path}: {what}", is_derived=False) for what in database.damage(sql)]
+                if not found:
+                    self._check_id(sql)
                 records = database.files(sql)
         except IndexCorruptError as error:
             return [*found, Damage(str(error), is_derived=False)]
@@ -397,13 +410,18 @@ class Index:
         Raises:
             InvalidInputError: the folder holds something that is no index, or this index was closed.
             IndexMismatchError: the folder holds an index of a newer version.
+            IndexNotFoundError: the folder of this index was removed, or has another index by now.
             IndexWriteError: it could not be written; what was there is whole.
         """
-        self.check_open()
+        self.read(lambda _: None)  # it is there, and is this one
         target = target.expanduser().resolve()
         if target.exists() and target.samefile(self.folder):
             return
         with self._connections.writing:
+            for _ in range(READ_TRIES - 1):
+                with suppress(OverwrittenError):
+                    copy_index(self._connections, self.manifest, target)
+                    return
             copy_index(self._connections, self.manifest, target)
 
     def close(self) -> None:
@@ -453,12 +471,15 @@ class Index:
                     or snapshot.generation < number
                     or (is_newest and snapshot.generation > number)
                 ):
-                    if layout.read_manifest(sql, self.folder)["id"] != self.id:
-                        raise layout.gone(self.folder)
+                    self._check_id(sql)
                     snapshot = self._snapshot = self._loader.snapshot(sql, number, is_newest=is_newest)
         if snapshot.generation != number:
             raise _StaleError
         return snapshot
+
+    def _check_id(self, sql: sqlite3.Connection) -> None:
+        if layout.read_manifest(sql, self.folder)["id"] != self.id:
+            raise layout.gone(self.folder)
 
     @contextmanager
     def _write(self) -> Iterator[Write]:
@@ -475,9 +496,6 @@ class Index:
             try:
                 snapshot = self._begin(sql, "IMMEDIATE")
                 records = database.files(sql)
-                if not self._is_swept:
-                    self._is_swept = remove_unnamed(self.folder, records)
-                    layout.remove_former(self.folder)
                 write = Write(sql, snapshot, self._loader, self.settings, connections.durable, records)
                 n_changes = sql.total_changes
                 yield write
@@ -489,8 +507,9 @@ class Index:
                 is_committing = True
                 sql.execute("COMMIT")
             except BaseException:
-                self._is_swept = False  # the next write removes what this one has left
-                # Where committing itself failed, the log may hold it all the same, and come to life again.
+                self._is_swept = False
+                # Where committing itself failed, the log may hold it all the same, and come to life again
+                # until the next write has overwritten it, which then removes what this one has left.
                 if write is not None and not is_committing:
                     for record in write.added:
                         with suppress(OSError):
@@ -498,8 +517,9 @@ class Index:
                 sql.rollback()
                 raise
             self._written = snapshot.generation + 1
-            if write.obsolete:
+            if write.obsolete or not self._is_swept:
                 self._is_swept = sweep(sql, self.folder)
+                layout.remove_former(self.folder)
             self._fold_log(sql, "PASSIVE")
 
     def _fold_log(self, sql: sqlite3.Connection, kind: str) -> None:
@@ -508,7 +528,7 @@ class Index:
             return
         # What was written is committed already, so failing here is no failure of it; and nobody is to wait
         # for a reader who looks at an old state.
-        with database.without_waiting(sql), suppress(sqlite3.OperationalError):
+        with suppress(sqlite3.DatabaseError), database.without_waiting(sql):
             sql.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
 
     # Candidates.

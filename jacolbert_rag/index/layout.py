@@ -87,10 +87,12 @@ def may_be_filled(folder: Path) -> bool:
 
 def remove_former(folder: Path) -> None:
     """Remove what a former format has left beside an index that was made of it."""
+    if not (folder / FORMER_DATABASE).exists():  # it goes last; without it these folders are the user's
+        return
     for name in (*FORMER_FOLDERS, MIGRATING):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name, ignore_errors=True)
-    for end in ("", "-wal", "-shm"):
+    for end in ("-wal", "-shm", ""):
         with suppress(OSError):
             (folder / (FORMER_DATABASE + end)).unlink(missing_ok=True)
 

@@ -85,10 +85,9 @@ class Cells:
 
         if not len(tokens):
             return np.empty(0, dtype=np.int64)
-        # Copies, because torch warns of arrays that are memory maps.
-        centers, vectors = (torch.from_numpy(np.array(a)) for a in (self.centers, self.vectors))
-        given = torch.from_numpy(np.array(tokens, dtype=np.float32))
-        centers = centers.T.contiguous()
+        centers = torch.from_numpy(self.centers).T.contiguous()
+        vectors = torch.from_numpy(self.vectors)
+        given = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.float32))
         n_probed = min(n_probed, len(self.centers))
         step = max(1, MAX_CELLS // len(self.centers))
         chunks = [
@@ -127,7 +126,7 @@ def pool_corpus(tokens: TokenArray, n_pooled: int, *, seed: int) -> Cells:
     n_pooled = min(n_pooled, len(tokens))
     n_cells = max(1, round(np.sqrt(n_pooled)))
     some = rng.permutation(len(tokens))[: TOKENS_PER_CENTER * n_cells]
-    _, centers = _kmeans(_unit(tokens[np.sort(some)]), n_cells, rng)
+    centers = _kmeans(_unit(tokens[np.sort(some)]), n_cells, rng)
     labels = nearest(tokens, centers)
     order = np.argsort(labels, kind="stable")
     filled, firsts = np.unique(labels[order], return_index=True)
@@ -135,24 +134,24 @@ def pool_corpus(tokens: TokenArray, n_pooled: int, *, seed: int) -> Cells:
     for first, stop in zip(firsts, [*firsts[1:], len(order)], strict=True):
         members = _unit(tokens[order[first:stop]])  # a cell at a time: the whole may be a gigabyte
         share = max(1, int(n_pooled * len(members) / len(tokens)))
-        parts.append(_kmeans(members, share, rng)[1])
+        parts.append(_kmeans(members, share, rng))
     return Cells(centers[filled], np.concatenate(parts), offsets_of([len(part) for part in parts]))
 
 
 def kmeans(tokens: TokenArray, n_clusters: int, *, seed: int) -> FloatArray:
     """(at most n_clusters, dim) float32 unit centers of a sample of tokens, found in one level."""
-    return _kmeans(_unit(tokens), n_clusters, np.random.default_rng(seed))[1]
+    return _kmeans(_unit(tokens), n_clusters, np.random.default_rng(seed))
 
 
-def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-    """(n,) cluster of each token and (at most n_clusters, dim) unit centers; empty ones are dropped."""
+def _kmeans(tokens: FloatArray, n_clusters: int, rng: np.random.Generator) -> FloatArray:
+    """(at most n_clusters, dim) unit centers; empty ones are dropped."""
     centers = tokens[rng.choice(len(tokens), size=min(n_clusters, len(tokens)), replace=False)]
     for _ in range(N_ITERATIONS):
         labels = nearest(tokens, centers)
         order = np.argsort(labels, kind="stable")
         _, starts = np.unique(labels[order], return_index=True)
         centers = _unit(np.add.reduceat(tokens[order], starts, axis=0))
-    return nearest(tokens, centers), centers
+    return centers
 
 
 def nearest(tokens: TokenArray, centers: FloatArray) -> IntArray:
