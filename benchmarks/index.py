@@ -35,6 +35,7 @@ SIZES = (2_000, 11_096, 100_000)
 PEERS_UP_TO = 20_000  # passages: beyond, PyLate's graph alone wants hours and tens of gigabytes
 K = 10
 N_QUESTIONS = {2_000: 300, 11_096: 300, 100_000: 100}
+N_TURN_QUESTIONS = 300  # for ours of all sizes in turns
 N_BLOCKS = 10
 N_WARM_UP = 5
 WHOLE = 11_096  # passages of the corpus that the questions are about: here all of them are asked
@@ -150,6 +151,34 @@ class Bench:
                     found[name]["found"] += reply["found"]
         return found
 
+    def own_turns(self, sizes: Sequence[int], steps: Steps) -> list[Record]:
+        """Ours of each size: what opening takes in another process, and the questions of each block."""
+        edges = [N_TURN_QUESTIONS * i // N_BLOCKS for i in range(N_BLOCKS + 1)]
+
+        def turn(i: int) -> Record:
+            replies = {}
+            for n in rotated(list(sizes), i):
+                with self.start(OURS, n) as other:
+                    opened = other.ask("open", path=str(self.path(OURS, n)))
+                workers[n].resume()
+                asked = workers[n].ask("search", first=edges[i], stop=edges[i + 1], k=K)
+                workers[n].pause()
+                replies[str(n)] = {"open_s": opened["seconds"], "ms": asked["ms"]}
+            say(
+                f"{OURS}, block {i + 1} of {N_BLOCKS}: p50 "
+                + ", ".join(f"{int(n):,} {percentile(r['ms'], 50):.1f} ms" for n, r in replies.items())
+            )
+            return replies
+
+        with ExitStack() as stack:
+            workers = {n: stack.enter_context(self.start(OURS, n)) for n in sizes}
+            for n, worker in workers.items():
+                worker.ask("open", path=str(self.path(OURS, n)))
+                # A process meets most pages of a file only once; what comes then is what lasts.
+                worker.ask("search", first=N_TURN_QUESTIONS, stop=2 * N_TURN_QUESTIONS, k=K)
+                worker.pause()
+            return [steps.once(f"turn {i}", partial(turn, i)) for i in range(N_BLOCKS)]
+
     def answers(self, name: str, n: int) -> list[list[int]]:
         """Rows of the best passages for every question; nothing is timed."""
         say(f"{name}, {n:,} passages: {len(self.data.queries):,} questions")
@@ -264,8 +293,9 @@ def measure(
         "cpu": machine.cpu(),
         "versions": bench.versions,
     }
+    by_size = growth(bench, sorted(sizes), steps)
     steps.finish()
-    return {"signature": signature, "note": NOTE, "sizes": found}
+    return {"signature": signature, "note": NOTE, "sizes": found, "growth": by_size}
 
 
 def measure_size(bench: Bench, n: int, steps: Steps) -> Record:
@@ -311,6 +341,27 @@ def measure_size(bench: Bench, n: int, steps: Steps) -> Record:
             for at_once, key in ((GROWN_BY, "adds_s"), (ADDED_AT_ONCE, "small_adds_s"))
         }
     return found
+
+
+def growth(bench: Bench, sizes: Sequence[int], steps: Steps) -> list[Record]:
+    """Ours alone at every size, rising, taking turns: what a larger corpus costs on a machine that wavers."""
+    turns = bench.own_turns(sizes, steps)
+    rows: list[Record] = []
+    for i, n in enumerate(sizes):
+        mine = [turn[str(n)] for turn in turns]
+        p50 = [percentile(reply["ms"], 50) for reply in mine]
+        ms = [each for reply in mine for each in reply["ms"]]
+        row: Record = {
+            "n": n,
+            "open_s": asdict(spread([reply["open_s"] for reply in mine])),
+            "p50_ms": percentile(ms, 50),
+            "p95_ms": percentile(ms, 95),
+        }
+        if i:
+            before = [percentile(turn[str(sizes[i - 1])]["ms"], 50) for turn in turns]
+            row["times_the_one_before"] = asdict(spread(ratios(p50, before)))
+        rows.append(row)
+    return rows
 
 
 def build_order(names: Sequence[str]) -> list[str]:

@@ -257,7 +257,22 @@ def _index(result: Result) -> list[Grid]:
             heads_of_adds = ("passages at once", "median, s", "longest, s")
             title = f"Adding, up to {each['n']:,} passages; the longest pooled the corpus anew"
             found.append(Grid(title, heads_of_adds, took))
-    return found
+    return [*found, _growth(result["growth"])]
+
+
+def _growth(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    lines = tuple(
+        (
+            f"{row['n']:,}",
+            _spread(row["open_s"]),
+            f"{row['p50_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            _spread(row["times_the_one_before"]) if "times_the_one_before" in row else "",
+        )
+        for row in rows
+    )
+    heads = ("passages", "open, s", "p50 ms", "p95 ms", "times the p50 of the line above")
+    return Grid("jacolbert alone, the sizes taking turns", heads, lines)
 
 
 def _index_in_short(result: Result) -> Grid:

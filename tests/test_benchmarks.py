@@ -467,15 +467,16 @@ def test_index_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "GROWN_BY": 8,
         "ADDED_AT_ONCE": 2,
         "N_ADDS": 2,
-        "N_QUESTIONS": {60: 20},
+        "N_QUESTIONS": {30: 20, 60: 20},
+        "N_TURN_QUESTIONS": 10,
         "PEERS_UP_TO": 60,
     }.items():
         monkeypatch.setattr(index, name, value)
     data = embeddings(tmp_path, 60, 30)
     systems = [System(index.OURS, "jacolbert"), System(index.EXACT, "exact")]
     systems.append(System(index.PYLATE, index.PYLATE, python=None))
-    result = index.measure(data, systems, [60], tmp_path / "work", 1)
-    (found,) = result["sizes"]
+    result = index.measure(data, systems, [60, 30], tmp_path / "work", 1)
+    found = result["sizes"][0]
     rows = dict(found["systems"])
     assert rows.pop(index.PYLATE) == {"not_run": "not run: --pylate names no interpreter"}
     assert set(rows) == {index.OURS, index.GROWN, index.EXACT}
@@ -485,6 +486,9 @@ def test_index_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["all_questions"]["ndcg@10"] == {index.OURS: 1.0, index.EXACT: 1.0}
     assert (found["all_questions"]["n_questions"], found["all_questions"]["share"]) == (30, 1.0)
     assert set(found["adds"]) == {"8", "2"}
+    small, large = result["growth"]
+    assert (small["n"], large["n"]) == (30, 60)
+    assert large["times_the_one_before"]["n"] == large["open_s"]["n"] == index.N_BLOCKS
     titles = [grid.title for grid in tables.grids("index", result)]
     assert "60 passages, all 30 questions of the split" in titles
     assert "--pylate names no interpreter" in tables.markdown({"index": result})

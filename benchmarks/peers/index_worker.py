@@ -49,6 +49,7 @@ class Ours:
     """jacolbert_rag.index: built as the retriever builds it, and searched without the encoder."""
 
     exact = False
+    imports = ("jacolbert_rag.index.index", "voyager")
 
     def __init__(self) -> None:
         self.index: Any = None
@@ -128,6 +129,8 @@ class Exact(Ours):
 class PyLateVoyager:
     """lightonai/pylate: indexes.Voyager with retrieve.ColBERT."""
 
+    imports = ("pylate.indexes", "pylate.retrieve")
+
     def given(self, embeddings: Embeddings) -> Any:
         """Arrays, as its models give them."""
         return [embeddings.passage(i) for i in range(embeddings.n)]
@@ -152,6 +155,8 @@ class PyLateVoyager:
 
 class FastPlaid:
     """lightonai/fast-plaid, called directly."""
+
+    imports = ("fast_plaid.search",)
 
     def _module(self, path: str) -> Any:
         return importlib.import_module("fast_plaid.search").FastPlaid(index=path, device="cpu")
@@ -180,6 +185,8 @@ class FastPlaid:
 
 class LanceDB:
     """lancedb: a multivector column with an IVF_PQ index."""
+
+    imports = ("lancedb", "pyarrow")
 
     def given(self, embeddings: Embeddings) -> Any:
         """Arrays."""
@@ -236,6 +243,8 @@ class Session:
 
         torch.set_num_threads(request["threads"])
         self.system = SYSTEMS[request["system"]]()
+        for name in self.system.imports:
+            importlib.import_module(name)
         self.embeddings = Embeddings(request["folder"], request["n"])
         return {"versions": versions()}
 
