@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import machine, texts
 from benchmarks.blocklog import BlockLog
@@ -15,6 +15,7 @@ from benchmarks.settings import Settings
 from benchmarks.workers import System, Worker, WorkerError
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 N_WARM_UP = 16  # passages beyond the measured ones
 
@@ -156,7 +157,7 @@ def saved(work: Path, name: str) -> Path:
     return work / "messages" / f"{name}.npz"
 
 
-def rotated(names: list[str], turn: int) -> list[str]:
+def rotated(names: list[T], turn: int) -> list[T]:
     """The names with another one first each turn, and in reverse every other round.
 
     So no system always runs first, nor always behind the same other one.
