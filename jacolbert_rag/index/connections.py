@@ -279,7 +279,7 @@ def reading_errors(folder: Path) -> Iterator[None]:
         raise IndexFolderError(
             f"{path} could not be read ({error}). Mend its permissions or its disk, and open the index again."
         ) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may quote damaged bytes
         raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
 
 
