@@ -671,6 +671,26 @@ def test_flipped_bits_of_the_database(tmp_path: Path) -> None:
     assert n_found > 5
 
 
+def test_damaged_bytes_in_sqlites_own_message(tmp_path: Path) -> None:
+    index, holds = filled(tmp_path / "i", 12)
+    index.close()
+    path = tmp_path / "i" / "index.sqlite"
+    whole = path.read_bytes()
+    first = whole.index(b"CREATE TABLE documents")
+    n_refused = 0
+    for at in range(first, first + 200, 3):
+        path.write_bytes(whole[:at] + b"\xcb" + whole[at + 1 :])
+        try:
+            opened = Index.open(tmp_path / "i")
+            assert opened.verify() or model_index.contents(opened) == holds
+            opened.close()
+        except IndexFolderError:
+            n_refused += 1
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    assert n_refused > 5
+
+
 def test_file_that_cannot_be_read_is_damage(
     made: tuple[Path, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:

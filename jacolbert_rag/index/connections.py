@@ -279,7 +279,7 @@ def reading_errors(folder: Path) -> Iterator[None]:
         raise IndexFolderError(
             f"{path} could not be read ({error}). Mend its permissions or its disk, and open the index again."
         ) from error
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may quote damaged bytes
+    except database.DAMAGE as error:
         raise IndexCorruptError(f"{path} is not readable ({error}). {MEND}") from error
 
 
@@ -305,5 +305,5 @@ def writing_errors(folder: Path) -> Iterator[None]:
             f"The index {folder} could not be written ({error}). What was to be written is not stored, and "
             "what was there is whole. Free space or mend the permissions, and call again."
         ) from error
-    except sqlite3.DatabaseError as error:
+    except database.DAMAGE as error:
         raise IndexCorruptError(f"{folder / DATABASE_FILE} is not readable ({error}). {MEND}") from error

@@ -26,6 +26,9 @@ LOCK_SECONDS = 60  # a writer waits so long for another process to finish its wr
 APPLICATION_ID = 0x4A61436F  # "JaCo", in the file's header: what tells an index's database from any other
 FORMAT_VERSION = 2
 
+# What is raised where the file is damaged. SQLite's message may quote the damage, which is no UTF-8 then.
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 _SCHEMA = (
     """CREATE TABLE documents (
         row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,

@@ -60,7 +60,7 @@ def kind(folder: Path) -> Kind:
     is_ours = is_made = False
     if path.is_file():
         # What is unreadable is left to the manifest's word.
-        with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.connect_to_read(path)) as sql:
+        with suppress(sqlite3.Error, *database.DAMAGE), closing(database.connect_to_read(path)) as sql:
             is_ours, is_made = database.is_ours(sql), database.is_made(sql)
     if is_ours and is_made:
         return Kind.INDEX
