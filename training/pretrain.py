@@ -14,6 +14,7 @@ import lzma
 import math
 import string
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -37,6 +38,7 @@ from training.state import load_state, save_state
 
 # The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
 SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
+ALPHABET = 4_000  # characters, the commonest; the vocabulary has no others
 EMBEDDING_NORM = 0.5  # of a token and of a position; BERT's random rows of 256 have 0.32
 UNMASKED_SHARE = 0.1  # of the positions to predict, left as they are, so that real tokens are read too
 
@@ -139,15 +141,19 @@ def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], siz
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     segmenter = WordSegmenter()
+    segmented = [" ".join(segmenter.words(clean(line))) for line in paragraphs("vocabulary")]
+    alphabet, inside = characters(segmented)
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # The trainer numbers the pieces that it meets in the order of a hash map, and decides ties by these
+    # numbers. Pieces named beforehand are numbered as they stand, so that like text gives a like vocabulary.
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=[*SPECIAL_TOKENS, *string.punctuation],
-        limit_alphabet=4_000,
+        special_tokens=[*SPECIAL_TOKENS, *string.punctuation, *(f"##{c}" for c in inside)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    segmented = (" ".join(segmenter.words(clean(line))) for line in paragraphs("vocabulary"))
     tokenizer.train_from_iterator(segmented, trainer)
     found = tokenizer.get_vocab()
     vocab = sorted(found, key=found.__getitem__)
@@ -155,6 +161,17 @@ def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], siz
     new.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     new.rename(path)
     return vocab
+
+
+def characters(segmented: list[str]) -> tuple[list[str], list[str]]:
+    """The commonest characters of words that spaces part, and those of them found inside a word; sorted."""
+    words = Counter(word for line in segmented for word in line.split())
+    counts: Counter[str] = Counter()
+    for word, n in words.items():
+        for character in word:
+            counts[character] += n
+    kept = {c for c, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:ALPHABET]}
+    return sorted(kept), sorted({c for word in words for c in word[1:]} & kept)
 
 
 def tokenize(
