@@ -14,6 +14,10 @@ from jacolbert_rag.errors import InvalidInputError
 # What a token embedding is stored as; see `jacolbert_rag.index.quantize.Codec`.
 StoredDtype = Literal["float32", "float16", "int8", "residual4", "residual2"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+# What documents are found by: token embeddings, the words of full-text search, or both.
+SearchMode = Literal["jacolbert", "bm25", "hybrid"]
+# How two scores become one; see `jacolbert_rag.index.fusion`.
+Fusion = Literal["min-max", "rrf"]
 # How a marker comes into a text's ids: behind the first token; or, as colbert-ai did until 0.2.20 (and so
 # while JaColBERTv2.5 was trained), by reading ". " before the text and writing over the second token. The two
 # differ where the full stop changes MeCab's segmentation, in about 1 text of 500.
@@ -259,6 +263,29 @@ class SearchConfig(_Config):
 
 
 @dataclass(frozen=True)
+class LexicalConfig(_Config):
+    """Full-text search, and how it joins the search by token embeddings."""
+
+    fold: bool = True  # words count in normalised form (表記ゆれ); else as they are written
+    k1: float = 0.5  # BM25's saturation; defaults of both: `evals.systems`
+    b: float = 0.75  # BM25's normalisation by length
+    fusion: Fusion = "min-max"
+    weight: float = 0.5  # of full-text search in hybrid search, from 0 to 1
+    rrf_k: int = 60  # of reciprocal rank fusion (Cormack et al. 2009)
+    n_fused: int = 100  # documents that each side proposes to the other, or 2 * k where that is more
+
+    def __post_init__(self) -> None:
+        self._require("fold", isinstance(self.fold, bool), "True or False")
+        self._require("fusion", self.fusion in get_args(Fusion), "one of " + ", ".join(get_args(Fusion)))
+        self._require_whole("rrf_k", "n_fused")
+        self._require("k1", self.k1 >= 0, "at least 0")
+        self._require("b", 0 <= self.b <= 1, "from 0 to 1")
+        self._require("weight", 0 <= self.weight <= 1, "from 0 to 1")
+        self._require("rrf_k", self.rrf_k >= 1, "at least 1")
+        self._require("n_fused", self.n_fused >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
 class IndexSettings:
     """How an index is made and searched; stored with it."""
 
@@ -266,6 +293,7 @@ class IndexSettings:
     store: StoreConfig = field(default_factory=StoreConfig)
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
 
     def to_json(self) -> dict[str, Any]:
         """One key a stage, each with its settings."""
@@ -279,6 +307,7 @@ class IndexSettings:
             store=StoreConfig.from_json(values["store"]),
             candidates=CandidateConfig.from_json(values["candidates"]),
             search=SearchConfig.from_json(values["search"]),
+            lexical=LexicalConfig.from_json(values.get("lexical", {})),  # older indexes have none
         )
 
 

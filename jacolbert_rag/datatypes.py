@@ -6,10 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 TokenArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -17,6 +21,8 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 IdArray: TypeAlias = npt.NDArray[np.int32]
 Uint32Array: TypeAlias = npt.NDArray[np.uint32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+DETAILS_KEY = "jacolbert"  # metadata key of `Hit.details` in what adapters return
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,125 @@ class Document:
         return f"{self.title} {self.text}" if self.title else self.text
 
 
+class Span(NamedTuple):
+    """A part of a text: `text[start:end]`."""
+
+    start: int
+    end: int
+
+
+class TermSpan(NamedTuple):
+    """A term of full-text search, and where in a raw text it stands.
+
+    Attributes:
+        term: in normalised form, as it is counted.
+        span: characters of the raw text.
+        is_telling: whether it says something by itself: no number alone, no する, いる or こと.
+    """
+
+    term: str
+    span: Span
+    is_telling: bool
+
+
+class Match(NamedTuple):
+    """What a part of a query found in a document.
+
+    Attributes:
+        query: characters of the raw query.
+        document: characters of the document's text, or of its title.
+        in_title: whether `document` counts in the title.
+        similarity: dot product of the two token embeddings; 1 for a term of full-text search.
+    """
+
+    query: Span
+    document: Span
+    in_title: bool
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """Which characters of a document answered a query.
+
+    Attributes:
+        text: the document's.
+        title: the document's.
+        marks: characters of the text worth showing, in order, apart from one another.
+        title_marks: those of the title.
+        matches: what each part of the query found, in the query's order.
+        sentence: the sentence of the text that answers best; None where nothing of the text does.
+    """
+
+    text: str
+    title: str = ""
+    marks: tuple[Span, ...] = ()
+    title_marks: tuple[Span, ...] = ()
+    matches: tuple[Match, ...] = ()
+    sentence: Span | None = None
+
+    @property
+    def best_sentence(self) -> str:
+        """The text of `sentence`; empty where there is none."""
+        return self.text[slice(*self.sentence)] if self.sentence is not None else ""
+
+    def html(self, *, whole: bool = True) -> str:
+        """Escaped HTML of the text, its marks as <mark>.
+
+        Args:
+            whole: all of the text, else the best sentence.
+        """
+        return "".join(
+            f"<mark>{escape(part)}</mark>" if is_marked else escape(part)
+            for part, is_marked in self._parts(whole=whole)
+        )
+
+    def rich(self, *, style: str = "bold yellow", whole: bool = True) -> Text:
+        """The text for a terminal, as rich prints it.
+
+        Args:
+            style: of the marks.
+            whole: all of the text, else the best sentence.
+        """
+        from rich.text import Text
+
+        return Text.assemble(
+            *((part, style) if is_marked else part for part, is_marked in self._parts(whole=whole))
+        )
+
+    def _parts(self, *, whole: bool) -> Iterator[tuple[str, bool]]:
+        """The text in pieces, each with whether it is marked."""
+        at, stop = (0, len(self.text)) if whole else (self.sentence or Span(0, 0))
+        for mark in self.marks:
+            start, end = max(mark.start, at), min(mark.end, stop)
+            if start < end:
+                if at < start:
+                    yield self.text[at:start], False
+                yield self.text[start:end], True
+                at = end
+        if at < stop:
+            yield self.text[at:stop], False
+
+
 @dataclass(frozen=True)
 class Hit:
     """One search result.
 
     Attributes:
         document: the stored document.
-        score: sum over query tokens of the best dot product among the document's tokens, float32.
+        score: what hits are ordered by. By token embeddings: the sum over query tokens of the best dot
+            product among the document's tokens, float32. By full-text search: BM25. By both: their fusion,
+            within [0, 1], which depends on what else was found.
+        scores: figures that mean the same for every query, each within [0, 1]: "similarity", "coverage" and
+            "confidence" (see `jacolbert_rag.index.fusion`); and "maxsim" and "bm25" as they are, where they
+            are known.
+        highlight: which characters answered, where it was asked for.
     """
 
     document: Document
     score: float
+    scores: Mapping[str, float] = field(default_factory=dict)
+    highlight: Highlight | None = None
 
     @property
     def id(self) -> str:
@@ -76,6 +190,22 @@ class Hit:
     def metadata(self) -> Mapping[str, Any]:
         """The document's metadata, as it was added."""
         return self.document.metadata
+
+    def details(self) -> dict[str, Any]:
+        """Scores and highlight as plain JSON, such as adapters put into metadata under `DETAILS_KEY`.
+
+        "marks", "title_marks" and "sentence" hold [start, end] in characters.
+        """
+        found: dict[str, Any] = {"score": self.score, "scores": dict(self.scores)}
+        if (shown := self.highlight) is not None:
+            found["highlight"] = {
+                "marks": [list(mark) for mark in shown.marks],
+                "title_marks": [list(mark) for mark in shown.title_marks],
+                "sentence": list(shown.sentence) if shown.sentence is not None else None,
+                "best_sentence": shown.best_sentence,
+                "html": shown.html(),
+            }
+        return found
 
 
 @dataclass(frozen=True)

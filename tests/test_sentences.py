@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jacolbert_rag.encode.sentences import Border, Span, borders, characters, cuts, joins, sentences
+from jacolbert_rag.datatypes import Span
+from jacolbert_rag.encode.sentences import Border, borders, characters, cuts, joins, sentences
 
 # What borders are made of, and what stands between them.
 JAPANESE = st.text(

@@ -7,7 +7,8 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+
+from jacolbert_rag.datatypes import Span
 
 # Pairs within which a sentence does not end: 彼は「行く。必ず。」と言った。 is one.
 _PAIRS = "「」『』（）()【】〈〉《》［］〔〕｢｣“”"
@@ -34,13 +35,6 @@ _MARKED = re.compile(
     r"#{1,6}\s|[-*+]\s|[・•●○◎■□◆◇▼▽▲△★☆※▪【①-⑳]|第[0-9０-９一二三四五六七八九十百]+[編章節条項部]"
     r"|[(（]?[0-9０-９一二三四五六七八九十ア-ンa-z]{1,3}[)）.．、]"
 )
-
-
-class Span(NamedTuple):
-    """A part of a text: `text[start:end]`."""
-
-    start: int
-    end: int
 
 
 class Border(IntEnum):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from jacolbert_rag.datatypes import Document
-from jacolbert_rag.encode.sentences import Border, Span, borders, characters, cuts, sentences
+from jacolbert_rag.datatypes import Document, Span
+from jacolbert_rag.encode.sentences import Border, borders, characters, cuts, sentences
 from jacolbert_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
