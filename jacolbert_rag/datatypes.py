@@ -20,6 +20,8 @@ TokenArray: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 IdArray: TypeAlias = npt.NDArray[np.int32]
 Uint32Array: TypeAlias = npt.NDArray[np.uint32]
+Uint64Array: TypeAlias = npt.NDArray[np.uint64]
+Uint16Array: TypeAlias = npt.NDArray[np.uint16]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 DETAILS_KEY = "jacolbert"  # metadata key of `Hit.details` in what adapters return

@@ -10,21 +10,24 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, get_args
 
 import numpy as np
 
 from jacolbert_rag import __version__
+from jacolbert_rag.calibration import N_SENTENCES, QUANTILE, Calibration, questions, threshold
 from jacolbert_rag.config import (
     ComputeDtype,
     EncoderConfig,
     EncoderOverrides,
     IndexSettings,
     LoadOptions,
+    SearchMode,
 )
-from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenEmbeddings
+from jacolbert_rag.datatypes import Document, Highlight, Hit, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
@@ -36,9 +39,13 @@ from jacolbert_rag.errors import (
     InvalidInputError,
 )
 from jacolbert_rag.index.database import as_stored, check_documents
-from jacolbert_rag.index.index import Damage, Index, PassageChangedError, View, read_manifest
+from jacolbert_rag.index.fusion import COVERAGE_WEIGHT, similarity
+from jacolbert_rag.index.highlight import highlight
+from jacolbert_rag.index.index import Damage, Index, PassageChangedError, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
-from jacolbert_rag.index.pooling import pool_documents
+from jacolbert_rag.index.pooling import pool_documents, pool_with_members
+from jacolbert_rag.index.search import Found, Question, find
+from jacolbert_rag.index.view import GivenFilter, View, parsed
 from jacolbert_rag.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -207,10 +214,10 @@ class JaColBERTRetriever:
             if not _is_made_by(manifest, encoder.checkpoint):
                 raise IndexMismatchError(_mismatch(path, manifest, encoder.checkpoint))
             _check_settings(settings)
-            if settings is not None and (settings.pooling, settings.store) != (stored.pooling, stored.store):
+            if settings is not None and _built(settings) != _built(stored):
                 raise IndexMismatchError(
-                    f"The index {path} was built with {stored.pooling} and {stored.store}; they cannot "
-                    f"change to {settings.pooling} and {settings.store}. Build a new index with those."
+                    f"The index {path} was built with {_built(stored)}; they cannot change to "
+                    f"{_built(settings)}. Build a new index with those."
                 )
         except BaseException:
             index.close()
@@ -293,11 +300,14 @@ class JaColBERTRetriever:
         n_cut, start = 0, 0
         waiting: list[Document] = []  # of a document whose last part is not encoded yet
         held: list[TokenEmbeddings] = []
+        members: list[IntArray] = []  # of the waiting documents, where they are pooled
         with progress_bar(len(flat), show=progress) as advance:
             passages = (document.passage for document in flat)
             for embeddings, cut in self.encoder.blocks(passages, size=ADD_DOCUMENTS, on_progress=advance):
                 waiting += flat[start : start + len(embeddings)]
-                held.append(pool_documents(embeddings, self.settings.pooling))
+                pooled, taken = pool_with_members(embeddings, self.settings.pooling)
+                held.append(pooled)
+                members += taken or []
                 start, n_cut = start + len(embeddings), n_cut + cut
                 n_whole = 1 + max((i for i, part in enumerate(waiting) if part.id in last), default=-1)
                 if n_whole:
@@ -308,11 +318,13 @@ class JaColBERTRetriever:
                     self._index.append(
                         whole,
                         pooled.take(range(n_whole)) if waiting else pooled,
+                        members=members[:n_whole] or None,
                         listed=len(flat) <= ADD_DOCUMENTS,
                         restate=_among(restated, done),
                         delete=partial(_former, parts=done),
                     )
                     held = [pooled.take(range(n_whole, len(pooled)))] if waiting else []
+                    members = members[n_whole:]
         encoded = set(last.values())
         rest = {id: each for id, each in parts.items() if id not in encoded}
         changed, former = _among(restated, rest), partial(_former, parts=rest)
@@ -396,29 +408,201 @@ class JaColBERTRetriever:
             raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
         return self._read(lambda view: view.documents(list(view.rows_of(ids).values())))
 
-    def search(self, query: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        mode: SearchMode = "jacolbert",
+        filter: GivenFilter | None = None,
+        exact: bool = False,
+        highlight: bool = False,
+        abstain: bool = False,
+    ) -> list[Hit]:
         """The documents that answer a query best.
 
         Args:
             query: any text; [MASK]s are added by the model's rule.
             k: how many, at least 1.
+            mode: "jacolbert" finds by token embeddings, "bm25" by the words of full-text search, "hybrid" by
+                both (see `jacolbert_rag.config.LexicalConfig`).
+            filter: what documents must be to be found: conditions on metadata, such as
+                {"lang": "ja", "year": {"$gte": 2020}} or a `jacolbert_rag.index.filters.Filter`; or a
+                function of a `Document`, which is asked of every one and so takes long.
             exact: score every document instead of the candidates. A small index always does.
+            highlight: tell in `Hit.highlight` which characters answered.
+            abstain: return nothing where the best hit's confidence is below the threshold of `calibrate`.
 
         Returns:
-            min(k, documents in the index) hits, best first.
+            min(k, documents that may be found) hits, best first; by full-text search only those that share
+            a term with the query.
 
         Raises:
-            InvalidInputError: the query has no text, or k is below 1.
+            InvalidInputError: the query has no text, k is below 1, the mode or a filter's operator is
+                unknown, a condition cannot be asked of what is stored, or the index was not calibrated.
         """
-        return self.search_many([query], k, exact=exact)[0]
+        return self.search_many(
+            [query], k, mode=mode, filter=filter, exact=exact, highlight=highlight, abstain=abstain
+        )[0]
 
-    def search_many(self, queries: Sequence[str], k: int = 10, *, exact: bool = False) -> list[list[Hit]]:
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        mode: SearchMode = "jacolbert",
+        filter: GivenFilter | None = None,
+        exact: bool = False,
+        highlight: bool = False,
+        abstain: bool = False,
+    ) -> list[list[Hit]]:
         """`search` for many queries; encoded in batches, and scored in batches where search is exact."""
         if isinstance(queries, str):
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
-        embedded = self.encoder.queries(list(queries))
-        return self._read(lambda view: self._find(view, embedded, k, exact=exact))
+        _check_mode(mode)
+        conditions = parsed(filter) if filter is not None else None
+        asked = self._questions(queries, embed=mode != "bm25" or abstain)
+
+        def work(view: View) -> list[list[Hit]]:
+            allowed = view.allowed(conditions) if conditions is not None else None
+            least = _threshold(view) if abstain else 0.0
+            found = find(view, asked, k, self.settings, mode=mode, exact=exact, allowed=allowed)
+            hits = [_hits(view, each) if _answers(each, least) else [] for each in found]
+            if not highlight:
+                return hits
+            return [self._highlighted(view, *pair) for pair in zip(asked, hits, strict=True)]
+
+        return self._read(work)
+
+    def _questions(self, queries: Sequence[str], *, embed: bool) -> list[Question]:
+        embedded = self.encoder.queries(list(queries)) if embed else [None] * len(queries)
+        for query in queries if not embed else ():
+            if not isinstance(query, str) or not has_text(query):
+                raise InvalidInputError(f"The query {query!r:.80} has no text; expected a question or words.")
+        terms = self._index.terms
+        return [
+            Question(query, embeddings, tuple(terms.spans(query)))
+            for query, embeddings in zip(queries, embedded, strict=True)
+        ]
+
+    def highlight(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
+        """These hits with `Hit.highlight`: which characters of each answered a query.
+
+        Args:
+            query: any text.
+            hits: of `search` or `rerank`. Documents that are not in the index as they are in the hit are
+                encoded for it.
+
+        Raises:
+            InvalidInputError: the query has no text.
+        """
+        (question,) = self._questions([query], embed=True)
+        return self._read(lambda view: self._highlighted(view, question, hits))
+
+    def _highlighted(self, view: View, question: Question, hits: Sequence[Hit]) -> list[Hit]:
+        tokens: dict[str, TokenArray] = {}
+        if question.embeddings is not None:
+            tokens = self._stored_tokens(view, hits)
+            fresh = [hit for hit in hits if hit.id not in tokens and has_text(hit.document.passage)]
+            encoded = self.encoder.documents([hit.document.passage for hit in fresh]) if fresh else ()
+            tokens |= {hit.id: each for hit, each in zip(fresh, encoded, strict=True)}
+        return [
+            replace(hit, highlight=self._highlight(question, hit.document, tokens.get(hit.id)))
+            for hit in hits
+        ]
+
+    def _stored_tokens(self, view: View, hits: Sequence[Hit]) -> dict[str, TokenArray]:
+        """Token embeddings of those documents that are stored as they are in the hits."""
+        rows = view.rows_of([hit.id for hit in hits])
+        stored = {document.id: document.passage for document in view.documents(list(rows.values()))}
+        same = {hit.id: rows[hit.id] for hit in hits if stored.get(hit.id) == hit.document.passage}
+        tokens = view.tokens(list(same.values()))
+        found = {}
+        for hit in hits:
+            each = tokens.get(same.get(hit.id, -1))
+            # Tokens that were pooled before it was stored which went where are not one for each of the text.
+            if each is not None and len(each) == len(self._spans(hit.document.passage)):
+                found[hit.id] = each
+        return found
+
+    def _spans(self, passage: str) -> IntArray:
+        return self.encoder.tokenizer.kept_spans(passage)
+
+    def _highlight(self, question: Question, document: Document, tokens: TokenArray | None) -> Highlight:
+        return highlight(
+            question.text,
+            query_spans=self.encoder.tokenizer.query_spans(question.text),
+            query_embeddings=question.embeddings,
+            query_terms=question.terms,
+            document=document,
+            document_spans=self._spans(document.passage),
+            token_embeddings=tokens,
+            document_terms=self._index.terms.spans(document.passage),
+        )
+
+    def calibrate(
+        self,
+        n: int = N_SENTENCES,
+        *,
+        quantile: float = QUANTILE,
+        mode: SearchMode = "jacolbert",
+        seed: int = 12345,
+        progress: bool = False,
+    ) -> Calibration:
+        """Find in the corpus below which confidence nothing answers, for `search(abstain=True)`.
+
+        Sentences of stored documents are asked while the document that each is from may not be found. The
+        threshold is stored with the index; find it anew where the corpus has become another.
+
+        Args:
+            n: sentences to ask, of as many documents.
+            quantile: of such questions that are refused. The higher, the more questions without an answer
+                are refused, and the more with one.
+            mode: how documents are found.
+            seed: of the choice of sentences.
+            progress: show a bar on standard error.
+
+        Raises:
+            InvalidInputError: there are too few documents, or an argument is out of its range.
+            IndexWriteError: the folder could not be written.
+        """
+        _check_mode(mode)
+        if not 0 < quantile < 1:
+            raise InvalidInputError(f"quantile is {quantile!r}; expected a number between 0 and 1.")
+        documents = list(self)
+        chosen = list(questions(documents, n, np.random.default_rng(seed)))
+        found = []
+        with progress_bar(len(chosen), show=progress) as advance:
+            for place, sentence in chosen:
+                (question,) = self._questions([sentence], embed=True)
+                own = parent_of(documents[place]) or documents[place].id
+                best = self._read(partial(self._best_of_others, question=question, own=own, mode=mode))
+                found += best
+                advance(1)
+        calibration = Calibration(
+            threshold(np.array(found, dtype=np.float32), quantile),
+            quantile,
+            len(found),
+            len(documents),
+            mode,
+            {"lexical": self.settings.lexical.to_json(), "coverage_weight": COVERAGE_WEIGHT},
+        )
+        with self._writing:
+            self._index.write_state(calibration=calibration.to_json())
+        return calibration
+
+    def _best_of_others(self, view: View, question: Question, own: str, mode: SearchMode) -> list[float]:
+        """The confidence of the best hit that is not of a document; empty where there is none."""
+        allowed = view.snapshot.live.copy()
+        allowed[list(view.rows_of([own, *_chunks_of(view, own)]).values())] = False
+        found = find(view, [question], 1, self.settings, mode=mode, exact=False, allowed=allowed)[0]
+        return found.figures["confidence"].tolist() if len(found.rows) else [0.0]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `calibrate` found; None before."""
+        return self._read(_calibration)
 
     def _read(self, work: Callable[[View], T]) -> T:
         """What some work finds in the newest state of the index."""
@@ -433,17 +617,6 @@ class JaColBERTRetriever:
             except (InvalidInputError, IndexFolderError):
                 if index is self._index:
                     raise
-
-    def _find(self, view: View, queries: TokenEmbeddings, k: int, *, exact: bool) -> list[list[Hit]]:
-        snapshot = view.snapshot
-        k = min(k, snapshot.n_live)
-        if k == 0:
-            return [[] for _ in range(len(queries))]
-        if exact or snapshot.pooled is None or snapshot.n_live < self.settings.search.exact_below:
-            found = snapshot.search_exact(queries, k)
-        else:
-            found = [snapshot.search_candidates(query, k, self.settings.candidates) for query in queries]
-        return [_hits(view, rows, scores) for rows, scores in found]
 
     def rerank(self, query: str, documents: Iterable[str | Document], k: int | None = None) -> list[Hit]:
         """Order documents that came from elsewhere; nothing is stored.
@@ -468,7 +641,11 @@ class JaColBERTRetriever:
         scores = np.full(len(given), -len(embedded), dtype=np.float32)
         scores[with_text] = maxsim(embedded, pool_documents(passages, self.settings.pooling))
         order = np.argsort(-scores, kind="stable")[:k]
-        return [Hit(given[i], float(scores[i])) for i in order]
+        near = similarity(scores, len(embedded))
+        return [
+            Hit(given[i], float(scores[i]), {"maxsim": float(scores[i]), "similarity": float(near[i])})
+            for i in order
+        ]
 
     def save(self, path: str | Path) -> None:
         """Put the index into a folder, where it is live from now on.
@@ -565,14 +742,43 @@ def _passage_of(document: Document | None) -> str | None:
     return document.passage if document is not None else None
 
 
-def _hits(view: View, rows: IntArray, scores: FloatArray) -> list[Hit]:
-    documents = view.documents(rows)
-    if len(documents) != len(rows):
+def _hits(view: View, found: Found) -> list[Hit]:
+    documents = view.documents(found.rows)
+    if len(documents) != len(found.rows):
         raise IndexCorruptError(
             "Some of the documents that were found have no text in the index, so a file is damaged. verify() "
             "tells which."
         )
-    return [Hit(d, float(s)) for d, s in zip(documents, scores, strict=True)]
+    figures = {name: values.tolist() for name, values in found.figures.items()}
+    return [
+        Hit(document, score, {name: values[i] for name, values in figures.items()})
+        for i, (document, score) in enumerate(zip(documents, found.scores.tolist(), strict=True))
+    ]
+
+
+def _answers(found: Found, least: float) -> bool:
+    """Whether the best hit reaches a confidence."""
+    return not least or bool(len(found.rows) and found.figures["confidence"][0] >= least)
+
+
+def _calibration(view: View) -> Calibration | None:
+    stored = view.state().get("calibration")
+    return Calibration.from_json(stored) if stored is not None else None
+
+
+def _threshold(view: View) -> float:
+    calibration = _calibration(view)
+    if calibration is None:
+        raise InvalidInputError(
+            "abstain needs a threshold, and this index has none yet. Call calibrate() once, after the "
+            "documents were added."
+        )
+    return calibration.threshold
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(SearchMode):
+        raise InvalidInputError(f"mode is {mode!r}; expected one of {', '.join(get_args(SearchMode))}.")
 
 
 def _remove_folder(folder: Path, process: int) -> None:
@@ -707,6 +913,11 @@ def _listed(documents: Iterable[str | Document]) -> list[str | Document]:
                 "LangChain and LlamaIndex have adapters: jacolbert_rag.langchain, jacolbert_rag.llama_index."
             )
     return listed
+
+
+def _built(settings: IndexSettings) -> str:
+    """What an index is built with, in words."""
+    return f"{settings.pooling}, {settings.store} and fold={settings.lexical.fold}"
 
 
 def _check_settings(settings: IndexSettings | None) -> None:

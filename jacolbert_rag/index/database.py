@@ -32,12 +32,13 @@ DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
 _SCHEMA = (
     """CREATE TABLE documents (
         row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
-        title BLOB NOT NULL, text BLOB NOT NULL, metadata TEXT NOT NULL, checksum BLOB NOT NULL
+        title BLOB NOT NULL, text BLOB NOT NULL, metadata TEXT NOT NULL, checksum BLOB NOT NULL,
+        members BLOB
     )""",
     "CREATE TABLE dead (row INTEGER PRIMARY KEY)",
     """CREATE TABLE segments (
         first_row INTEGER PRIMARY KEY, n_rows INTEGER NOT NULL, n_tokens INTEGER NOT NULL, name TEXT NOT NULL,
-        coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL
+        coding TEXT NOT NULL, lists TEXT, n_postings INTEGER NOT NULL, words TEXT, n_words INTEGER NOT NULL
     )""",
     "CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, checksum TEXT NOT NULL)",
     "CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -57,6 +58,8 @@ class SegmentRow:
         coding: a dtype of `StoreConfig`.
         lists: name of its file of posting lists; None where its rows are not listed.
         n_postings: numbers in that file.
+        words: name of its file of word lists; None where its words are not listed.
+        n_words: numbers in that file.
     """
 
     first_row: int
@@ -66,6 +69,8 @@ class SegmentRow:
     coding: str
     lists: str | None = None
     n_postings: int = 0
+    words: str | None = None
+    n_words: int = 0
 
     @property
     def stop(self) -> int:
@@ -197,7 +202,8 @@ def take_over(sql: sqlite3.Connection) -> None:
         sql.execute(f"DELETE FROM main.{table}")
         sql.execute(f"INSERT INTO main.{table} SELECT * FROM source.{table}")
     # Another number than either had, so that readers of both see that something has changed.
-    write_state(sql, generation=max(former, generation(sql)) + 1)
+    number = max(former, generation(sql)) + 1
+    write_state(sql, generation=number, restated=number)
 
 
 def read_state(sql: sqlite3.Connection, of: str = "main") -> dict[str, Any]:
@@ -224,14 +230,14 @@ def generation(sql: sqlite3.Connection) -> int:
 
 def segments(sql: sqlite3.Connection) -> list[SegmentRow]:
     """All segments, in order of rows."""
-    columns = "first_row, n_rows, n_tokens, name, coding, lists, n_postings"
+    columns = "first_row, n_rows, n_tokens, name, coding, lists, n_postings, words, n_words"
     return [SegmentRow(*row) for row in sql.execute(f"SELECT {columns} FROM segments ORDER BY first_row")]
 
 
 def replace_segments(sql: sqlite3.Connection, old: Iterable[SegmentRow], new: Iterable[SegmentRow]) -> None:
     """Put segments in the place of others."""
     sql.executemany("DELETE FROM segments WHERE name = ?", [(segment.name,) for segment in old])
-    sql.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(s) for s in new])
+    sql.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [astuple(s) for s in new])
 
 
 def files(sql: sqlite3.Connection, of: str = "main") -> dict[str, FileRecord]:
@@ -255,13 +261,27 @@ def dead_rows(sql: sqlite3.Connection) -> IntArray:
     return np.array([row for (row,) in sql.execute("SELECT row FROM dead ORDER BY row")], dtype=np.int64)
 
 
-def insert(sql: sqlite3.Connection, rows: Sequence[int] | IntArray, documents: Sequence[Document]) -> None:
-    """Store documents in rows that have none."""
+def insert(
+    sql: sqlite3.Connection,
+    rows: Sequence[int] | IntArray,
+    documents: Sequence[Document],
+    members: Sequence[IntArray] | None = None,
+) -> None:
+    """Store documents in rows that have none.
+
+    Args:
+        sql: in a transaction.
+        rows: of each.
+        documents: to store.
+        members: (d_tokens,) of each: which of its stored token embeddings took in each that it had; None
+            where all are stored.
+    """
+    packed = [None] * len(documents) if members is None else [_pack_members(each) for each in members]
     sql.executemany(
-        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
-            (int(row), *encoded, _checksum(encoded))
-            for row, encoded in zip(rows, map(_encode, documents), strict=True)
+            (int(row), *encoded, _checksum(encoded), blob)
+            for row, encoded, blob in zip(rows, map(_encode, documents), packed, strict=True)
         ],
     )
 
@@ -326,6 +346,12 @@ def ids_with_prefix(sql: sqlite3.Connection, prefix: str) -> list[str]:
 
 def read(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> list[Document]:
     """The documents of these rows, in the order given; rows that have died are passed over."""
+    found = by_row(sql, rows)
+    return [found[int(row)] for row in rows if int(row) in found]
+
+
+def by_row(sql: sqlite3.Connection, rows: Iterable[int] | IntArray) -> dict[int, Document]:
+    """The documents of these rows that are alive."""
     found: dict[int, Document] = {}
     for batch in _batches([int(row) for row in rows]):
         marks = ",".join("?" * len(batch))
@@ -333,7 +359,32 @@ def read(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> list[Docume
         with _values("documents"):
             for row, *values in sql.execute(query, batch):
                 found[row] = decode(*values)
-    return [found[int(row)] for row in rows if int(row) in found]
+    return found
+
+
+def metadata(sql: sqlite3.Connection, first_row: int) -> Iterator[tuple[int, str]]:
+    """Row and metadata, as JSON, of all documents from a row on."""
+    found = sql.execute("SELECT row, metadata FROM documents WHERE row >= ? ORDER BY row", (first_row,))
+    with _values("documents"):
+        for row, text in found:
+            if not isinstance(text, str):
+                raise TypeError(f"metadata {text!r}")
+            yield row, text
+
+
+def members(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> dict[int, IntArray]:
+    """What `insert` was told of these rows' tokens; rows of which nothing was told are left out.
+
+    Raises:
+        sqlite3.DatabaseError: it is not what was stored.
+    """
+    found: dict[int, IntArray] = {}
+    for batch in _batches([int(row) for row in rows]):
+        marks = ",".join("?" * len(batch))
+        query = f"SELECT row, members FROM documents WHERE members IS NOT NULL AND row IN ({marks})"
+        with _values("documents"):
+            found.update((row, _unpack_members(blob)) for row, blob in sql.execute(query, batch))
+    return found
 
 
 def damage(sql: sqlite3.Connection) -> list[str]:
@@ -347,8 +398,9 @@ def damage(sql: sqlite3.Connection) -> list[str]:
         rows = sql.execute("SELECT row FROM documents UNION ALL SELECT row FROM dead ORDER BY row").fetchall()
         if [row for (row,) in rows] != list(range(n_rows)):
             problems.append(f"its {n_rows} rows are not each either a document's or dead")
-        for id, *rest in sql.execute("SELECT id, title, text, metadata, checksum FROM documents"):
-            if _checksum((id, *rest[:3])) != rest[3]:
+        columns = "id, title, text, metadata, checksum, members"
+        for id, *rest in sql.execute(f"SELECT {columns} FROM documents"):
+            if _checksum((id, *rest[:3])) != rest[3] or not _is_whole(rest[4]):
                 problems.append(f"the document {_text(id)!r} is not what was stored")
     except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:  # of another type
         problems.append(str(error))
@@ -406,6 +458,22 @@ def _checksum(encoded: tuple[bytes, bytes, bytes, str]) -> bytes:
     for part in (*encoded[:3], encoded[3].encode()):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
+
+
+def _pack_members(members: IntArray) -> bytes:
+    data = members.astype("<u2").tobytes()  # no document has so many tokens
+    return hashlib.blake2b(data, digest_size=8).digest() + data
+
+
+def _is_whole(blob: bytes | None) -> bool:
+    """Whether what is stored of a document's tokens is what was stored; there may be nothing."""
+    return blob is None or hashlib.blake2b(blob[8:], digest_size=8).digest() == blob[:8]
+
+
+def _unpack_members(blob: bytes) -> IntArray:
+    if not _is_whole(blob):
+        raise ValueError("members of another checksum")
+    return np.frombuffer(blob[8:], dtype="<u2").astype(np.int64)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ import numpy as np
 
 from jacolbert_rag.config import IndexSettings
 from jacolbert_rag.datatypes import Document, IntArray, TokenEmbeddings
+from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.errors import IndexCorruptError, IndexMismatchError, InvalidInputError
 from jacolbert_rag.index import database, files, layout
 from jacolbert_rag.index.candidates import PooledVectors
@@ -34,9 +35,11 @@ from jacolbert_rag.index.copying import copy_index, sweep
 from jacolbert_rag.index.database import FORMAT_VERSION, SegmentRow
 from jacolbert_rag.index.files import FileVanishedError
 from jacolbert_rag.index.layout import DATABASE_FILE, DERIVED, FILES_FOLDER, Kind
+from jacolbert_rag.index.lexical import list_words
 from jacolbert_rag.index.load import Loader
 from jacolbert_rag.index.postings import Postings
 from jacolbert_rag.index.snapshot import Snapshot
+from jacolbert_rag.index.view import Columns, View
 from jacolbert_rag.index.write import Write, groups, list_rows, sample, tail
 
 logger = logging.getLogger(__name__)
@@ -62,35 +65,6 @@ class Damage:
     is_derived: bool
 
 
-@dataclass(frozen=True)
-class View:
-    """One committed state, within a `reading` block.
-
-    Attributes:
-        snapshot: segments and live rows.
-        sql: a connection that sees the documents of that state.
-    """
-
-    snapshot: Snapshot
-    sql: sqlite3.Connection
-
-    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """Row of each id that is stored, in the order given."""
-        return database.rows_of(self.sql, ids)
-
-    def ids(self) -> list[str]:
-        """Ids of all documents, in order of arrival."""
-        return database.ids(self.sql)
-
-    def ids_with_prefix(self, prefix: str) -> list[str]:
-        """Ids that begin with a prefix, sorted."""
-        return database.ids_with_prefix(self.sql, prefix)
-
-    def documents(self, rows: Sequence[int] | IntArray) -> list[Document]:
-        """The documents of these rows, in the order given; rows that have died are passed over."""
-        return database.read(self.sql, rows)
-
-
 class Index:
     """Documents and token embeddings in one folder. Any number of threads may use one."""
 
@@ -108,6 +82,8 @@ class Index:
         self._connections = Connections(folder, durable=durable)
         self._loader = Loader(folder, self.dim, device)
         self._loading = threading.Lock()
+        self.terms = TermMaker(fold=self.settings.lexical.fold)
+        self._columns = Columns()
         self._snapshot: Snapshot | None = None
         self._written = -1  # generation of the last write of this handle
         self._is_swept = False
@@ -196,7 +172,7 @@ class Index:
         """
         try:
             with self._connections.reading() as sql:
-                yield View(self._begin(sql, "DEFERRED"), sql)
+                yield self._view(self._begin(sql, "DEFERRED"), sql)
         except OverwrittenError:
             with self._loading:
                 self._snapshot = None  # it may be of no one state, too
@@ -235,6 +211,7 @@ class Index:
         documents: Sequence[Document],
         embeddings: TokenEmbeddings,
         *,
+        members: Sequence[IntArray] | None = None,
         listed: bool = True,
         restate: Sequence[Document] = (),
         delete: Callable[[View], Iterable[str]] | None = None,
@@ -245,6 +222,8 @@ class Index:
             documents: with ids that differ; checked by `database.check_documents`.
             embeddings: one entry a document. All of them are on disk when this returns, or, where an error
                 was raised, none.
+            members: (d_tokens,) of each document: which of its embeddings has taken in each token that it
+                keeps; None where they are not pooled.
             listed: whether they are listed for candidates at once. Where they are not, searches score them
                 exactly until `update_candidates`.
             restate: see `amend`.
@@ -257,9 +236,10 @@ class Index:
         if not documents:
             self.amend(restate=restate, delete=delete)
             return
+        words = list_words(documents, self.terms)
         with self._write() as write:
             old = write.snapshot
-            stale = delete(View(old, write.sql)) if delete is not None else ()
+            stale = delete(self._view(old, write.sql)) if delete is not None else ()
             _restate(write, restate)
             gone = database.rows_of(write.sql, [*(document.id for document in documents), *stale])
             database.delete(write.sql, gone.values())
@@ -268,10 +248,12 @@ class Index:
             codec, is_new = write.codec(embeddings)
             merged = list(old.segments) if is_new else tail(old.segments, len(embeddings.flat))
             first = merged[0].row.first_row if merged else old.n_rows
-            row = write.merge(merged, live, codec, first_row=first, added=embeddings, listed=listed)
+            row = write.merge(
+                merged, live, codec, first_row=first, added=embeddings, words=words, listed=listed
+            )
             write.put([segment.row for segment in merged], [row])
             rows = np.arange(old.n_rows, old.n_rows + len(documents), dtype=np.int64)
-            database.insert(write.sql, rows, documents)
+            database.insert(write.sql, rows, documents, members)
 
     def amend(
         self,
@@ -294,11 +276,20 @@ class Index:
             IndexWriteError: the folder could not be written.
         """
         with self._write() as write:
-            stale = list(delete(View(write.snapshot, write.sql))) if delete is not None else []
+            stale = list(delete(self._view(write.snapshot, write.sql))) if delete is not None else []
             _restate(write, restate)
             rows = database.rows_of(write.sql, stale)
             database.delete(write.sql, rows.values())
         return list(rows)
+
+    def write_state(self, **values: Any) -> None:
+        """Store JSON values beside the documents.
+
+        Raises:
+            IndexWriteError: the folder could not be written.
+        """
+        with self._write() as write:
+            database.write_state(write.sql, **values)
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete documents; unknown ids are passed over.
@@ -310,6 +301,8 @@ class Index:
 
     def update_candidates(self, *, anew: bool = False) -> None:
         """List documents that are not listed, or pool the corpus anew where it has outgrown what was pooled.
+
+        The words of documents whose words are not listed are listed, too: those of an older index.
 
         Searches go on meanwhile. An index that may only be read is left as it is.
 
@@ -328,6 +321,8 @@ class Index:
             with self.reading() as view:
                 snapshot = view.snapshot
                 made_for = database.read_state(view.sql).get("pooled_tokens", 0)
+            if anew or any(segment.words is None for segment in snapshot.segments):
+                snapshot = self._list_words(anew=anew)
             if anew and not snapshot.n_live:
                 with self._write() as write:
                     write.forget_pooled()
@@ -366,6 +361,7 @@ class Index:
                 first += n_live
             write.put([segment.row for segment in old.segments], rows)
             database.renumber(write.sql, np.flatnonzero(old.live))
+            database.write_state(write.sql, restated=old.generation + 1)
         with self._connections.writing:
             sql = self._connections.writer()
             try:
@@ -429,6 +425,9 @@ class Index:
         self._connections.close()
 
     # Transactions.
+
+    def _view(self, snapshot: Snapshot, sql: sqlite3.Connection) -> View:
+        return View(snapshot, sql, self.terms, self._columns)
 
     def _begin(self, sql: sqlite3.Connection, kind: str) -> Snapshot:
         """Start a transaction; the state that it sees."""
@@ -496,7 +495,9 @@ class Index:
             try:
                 snapshot = self._begin(sql, "IMMEDIATE")
                 records = database.files(sql)
-                write = Write(sql, snapshot, self._loader, self.settings, connections.durable, records)
+                write = Write(
+                    sql, snapshot, self._loader, self.settings, self.terms, connections.durable, records
+                )
                 n_changes = sql.total_changes
                 yield write
                 if sql.total_changes == n_changes and not write.added:  # nothing to commit
@@ -531,7 +532,16 @@ class Index:
         with suppress(sqlite3.DatabaseError), database.without_waiting(sql):
             sql.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
 
-    # Candidates.
+    # What is derived.
+
+    def _list_words(self, *, anew: bool) -> Snapshot:
+        """List the words of segments that have no lists; the state with them."""
+        with self._write() as write:
+            for segment in write.snapshot.segments:
+                if anew or segment.words is None:
+                    write.put([segment.row], [write.with_words(segment.row, write.list_words(segment))])
+        with self.reading() as view:
+            return view.snapshot
 
     def _list_all(self, snapshot: Snapshot) -> None:
         """List the rows that are not listed."""
@@ -599,7 +609,9 @@ def _restate(write: Write, documents: Sequence[Document]) -> None:
     for document in documents:
         if document.id not in there or there[document.id].passage != document.passage:
             raise PassageChangedError(document.id)
-    database.update(write.sql, [rows[document.id] for document in documents], documents)
+    if documents:
+        database.update(write.sql, [rows[document.id] for document in documents], documents)
+        database.write_state(write.sql, restated=write.snapshot.generation + 1)
 
 
 def _attach(write: Write, made: Mapping[SegmentRow, Postings]) -> None:

@@ -6,6 +6,7 @@
     files/NAME.offsets.npy   first token of each row
     files/NAME.codebook.npy  centroids of residuals
     files/NAME.lists.npy     posting lists of the run (derived)
+    files/NAME.words.npy     word lists of the run, for full-text search (derived)
     files/NAME.graph         Voyager over the pooled vectors (derived), with .centers.npy and .cells.npy
 
 Format 1 (version 0.1.0) had manifest.json, documents.sqlite, embeddings/ and candidates/.
@@ -36,9 +37,9 @@ DATABASE_FILE = "index.sqlite"
 FILES_FOLDER = "files"
 MANIFEST_KEYS = ("id", "model", "fingerprint", "dim", "encoder", "pooling", "store", "candidates", "search")
 
-TOKENS, OFFSETS, LISTS = ".tokens.npy", ".offsets.npy", ".lists.npy"
+TOKENS, OFFSETS, LISTS, WORDS = ".tokens.npy", ".offsets.npy", ".lists.npy", ".words.npy"
 GRAPH, CENTERS, CELLS, CODEBOOK = ".graph", ".centers.npy", ".cells.npy", ".codebook.npy"
-DERIVED = (LISTS, GRAPH, CENTERS, CELLS)
+DERIVED = (LISTS, WORDS, GRAPH, CENTERS, CELLS)
 
 FORMER_DATABASE = "documents.sqlite"
 FORMER_FOLDERS = ("embeddings", "candidates")

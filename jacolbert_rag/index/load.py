@@ -29,8 +29,10 @@ from jacolbert_rag.index.layout import (
     LISTS,
     OFFSETS,
     TOKENS,
+    WORDS,
     missing,
 )
+from jacolbert_rag.index.lexical import WordLists
 from jacolbert_rag.index.postings import Postings
 from jacolbert_rag.index.quantize import BITS, Codec, CodedTokens
 from jacolbert_rag.index.snapshot import Segment, Snapshot
@@ -118,7 +120,12 @@ class Loader:
             with self._derived(row.lists + LISTS, is_newest=is_newest):
                 packed = self._map(records, row.lists + LISTS, np.uint32, (row.n_postings,))
                 postings = Postings.unpack(packed, row.n_rows)
-        return Segment(row, CodedTokens(codes, offsets, codec), postings)
+        words = None
+        if row.words is not None:
+            with self._derived(row.words + WORDS, is_newest=is_newest):
+                packed = self._map(records, row.words + WORDS, np.uint32, (row.n_words,))
+                words = WordLists.unpack(packed, row.n_rows)
+        return Segment(row, CodedTokens(codes, offsets, codec), postings, words)
 
     def _read_pooled(
         self, name: str, state: Mapping[str, Any], records: Mapping[str, FileRecord], *, is_newest: bool

@@ -172,3 +172,7 @@ def _unit(rows: TokenArray) -> FloatArray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: FloatArray = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32, copy=False)
     return unit
+
+
+def pool_with_members(d, c):
+    return pool_documents(d, c), None

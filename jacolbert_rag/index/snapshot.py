@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
@@ -13,12 +13,14 @@ from jacolbert_rag.config import CandidateConfig
 from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.index.candidates import PooledVectors
 from jacolbert_rag.index.database import SegmentRow
+from jacolbert_rag.index.lexical import Lexicon, WordLists
 from jacolbert_rag.index.maxsim import maxsim, maxsim_many
 from jacolbert_rag.index.postings import Postings
 from jacolbert_rag.index.quantize import CodedTokens
 
 SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
 CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
+SELECTIVE = 4  # where fewer than one in so many rows may be found, exact search takes them out one by one
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,20 @@ class Segment:
         row: what the database says of it.
         tokens: their token embeddings; dead rows have none, or the old ones.
         postings: lists of its rows, counted from its first; None where they are not listed.
+        words: word lists of its rows; None where they are not listed.
     """
 
     row: SegmentRow
     tokens: CodedTokens
     postings: Postings | None
+    words: WordLists | None = None
+
+
+@dataclass
+class Made:
+    """What is made of a snapshot when it is first asked for; several threads may make it at once."""
+
+    lexicon: Lexicon | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Snapshot:
         pooled: what proposes candidates; None where exact search is all there is.
         dim: of a token embedding.
         device: that scores.
+        made: what was made of it since.
     """
 
     generation: int
@@ -55,6 +67,7 @@ class Snapshot:
     pooled: PooledVectors | None
     dim: int
     device: str = "cpu"
+    made: Made = field(default_factory=Made, compare=False)
 
     @cached_property
     def n_live(self) -> int:
@@ -76,30 +89,58 @@ class Snapshot:
         """Rows that no posting list has."""
         return sum(segment.row.n_rows for segment in self.segments if segment.postings is None)
 
-    def search_exact(self, queries: TokenEmbeddings, k: int) -> list[tuple[IntArray, FloatArray]]:
-        """The best k live rows of all, and their scores, for each query."""
+    def rows(self, allowed: BoolArray | None = None) -> IntArray:
+        """Live rows, rising; those of them that may be found."""
+        return np.flatnonzero(self.live if allowed is None else allowed)
+
+    def search_exact(
+        self, queries: TokenEmbeddings, k: int, allowed: BoolArray | None = None
+    ) -> list[tuple[IntArray, FloatArray]]:
+        """The best k live rows of all, and their scores, for each query.
+
+        Args:
+            queries: any number.
+            k: hits wanted of each.
+            allowed: (n_rows,) live rows that may be found; None for all that are alive.
+        """
         found = []
+        rows = self.rows(allowed)
+        if SELECTIVE * len(rows) < self.n_live:  # so few that taking them out of the files pays
+            return [best(rows, self.scores(query, rows), k) for query in queries]
         for start in range(0, len(queries), SEARCH_QUERIES):
             batch = queries.take(range(start, min(start + SEARCH_QUERIES, len(queries))))
             scores = np.concatenate(
                 [maxsim_many(batch, segment.tokens, device=self.device) for segment in self.segments], axis=1
             )
-            rows = np.flatnonzero(self.live)
             found += [best(rows, row[rows], k) for row in scores]
         return found
 
     def search_candidates(
-        self, query: TokenArray, k: int, config: CandidateConfig
+        self, query: TokenArray, k: int, config: CandidateConfig, allowed: BoolArray | None = None
     ) -> tuple[IntArray, FloatArray]:
         """The best k of the candidates' rows, and their scores; exact where too few are listed near it."""
-        rows = np.sort(self.propose(query, max(config.n_candidates, CANDIDATES_PER_HIT * k), config))
+        rows = self.candidates(query, max(config.n_candidates, CANDIDATES_PER_HIT * k), config, allowed)
         if len(rows) < k:
             whole = TokenEmbeddings(query, np.array([0, len(query)], dtype=np.int64))
-            return self.search_exact(whole, k)[0]
+            return self.search_exact(whole, k, allowed)[0]
         return best(rows, self.scores(query, rows), k)
 
-    def propose(self, query: TokenArray, n: int, config: CandidateConfig) -> IntArray:
-        """Rows worth an exact score: n at most of those that are listed, and all that are not listed yet."""
+    def candidates(
+        self, query: TokenArray, n: int, config: CandidateConfig, allowed: BoolArray | None = None
+    ) -> IntArray:
+        """Rows worth an exact score, rising: `propose`, but all that may be found where those are few."""
+        if allowed is not None and np.count_nonzero(allowed) <= CANDIDATES_PER_HIT * n:
+            return np.flatnonzero(allowed)
+        return np.sort(self.propose(query, n, config, allowed))
+
+    def propose(
+        self, query: TokenArray, n: int, config: CandidateConfig, allowed: BoolArray | None = None
+    ) -> IntArray:
+        """Rows worth an exact score: n at most of those that are listed, and all that are not listed yet.
+
+        What may not be found is left out before the n best are chosen, not after.
+        """
+        alive = self.live if allowed is None else allowed
         assert self.pooled is not None
         near = self.pooled.near(query, config)
         total = np.zeros(self.n_rows, dtype=np.float32)
@@ -110,12 +151,12 @@ class Snapshot:
                 unlisted.append(np.arange(rows.start, rows.stop, dtype=np.int64))
             else:
                 total[rows] = segment.postings.gains(near, segment.row.n_rows)
-        total[~self.live] = 0
+        total[~alive] = 0
         proposed: IntArray = np.flatnonzero(total)
         if len(proposed) > n:
             proposed = proposed[np.argpartition(-total[proposed], n - 1)[:n]]
         fresh = np.concatenate([np.empty(0, dtype=np.int64), *unlisted])
-        return np.concatenate([proposed, fresh[self.live[fresh]]])
+        return np.concatenate([proposed, fresh[alive[fresh]]])
 
     def scores(self, query: TokenArray, rows: IntArray) -> FloatArray:
         """(n,) float32 exact MaxSim of a query and these rows, which rise."""
@@ -123,6 +164,14 @@ class Snapshot:
         for chosen, tokens in self._taken(rows):
             scores[chosen] = maxsim(query, tokens, device=self.device)
         return scores
+
+    def tokens(self, rows: IntArray) -> list[TokenArray]:
+        """(d_tokens, dim) token embeddings of each of these rows, which rise."""
+        found: list[TokenArray] = []
+        for _, coded in self._taken(rows):
+            flat, starts = coded.codec.decode(coded.codes), coded.offsets
+            found += [flat[starts[i] : starts[i + 1]] for i in range(len(coded))]
+        return found
 
     def _taken(self, rows: IntArray) -> Iterator[tuple[slice, CodedTokens]]:
         """Runs of rising rows whose tokens are stored alike, with those: one product is faster than many."""

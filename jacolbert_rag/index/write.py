@@ -13,12 +13,24 @@ import numpy.typing as npt
 
 from jacolbert_rag.config import IndexSettings
 from jacolbert_rag.datatypes import BoolArray, IntArray, TokenEmbeddings, offsets_of
+from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.errors import IndexCorruptError
 from jacolbert_rag.index import database, files
 from jacolbert_rag.index.candidates import PooledVectors, list_documents
 from jacolbert_rag.index.database import SegmentRow
 from jacolbert_rag.index.files import MEND, FileRecord
-from jacolbert_rag.index.layout import CELLS, CENTERS, CODEBOOK, FILES_FOLDER, GRAPH, LISTS, OFFSETS, TOKENS
+from jacolbert_rag.index.layout import (
+    CELLS,
+    CENTERS,
+    CODEBOOK,
+    FILES_FOLDER,
+    GRAPH,
+    LISTS,
+    OFFSETS,
+    TOKENS,
+    WORDS,
+)
+from jacolbert_rag.index.lexical import WordLists, list_words
 from jacolbert_rag.index.load import Loader
 from jacolbert_rag.index.pooling import kmeans
 from jacolbert_rag.index.postings import Postings
@@ -39,6 +51,7 @@ class Write:
         snapshot: the state that it began with.
         loader: of the index.
         settings: of the index.
+        terms: of the index.
         durable: whether files must survive a power cut.
         records: the files that counted when it began.
         added: files that it has put in place.
@@ -49,6 +62,7 @@ class Write:
     snapshot: Snapshot
     loader: Loader
     settings: IndexSettings
+    terms: TermMaker
     durable: bool
     records: Mapping[str, FileRecord]
     added: list[FileRecord] = field(default_factory=list)
@@ -63,6 +77,7 @@ class Write:
         first_row: int,
         keep_dead: bool = True,
         added: TokenEmbeddings | None = None,
+        words: WordLists | None = None,
         listed: bool = True,
     ) -> SegmentRow:
         """One segment of the tokens of others, behind which what is added comes. The others are to be
@@ -75,6 +90,7 @@ class Write:
             first_row: of the new segment.
             keep_dead: whether dead rows keep their numbers, without tokens; else rows move up.
             added: of new rows.
+            words: of the new rows.
             listed: whether the rows are listed, where there is something to list them by.
 
         Raises:
@@ -107,6 +123,7 @@ class Write:
         row = SegmentRow(first_row, len(lengths), int(offsets[-1]), name, codec.dtype)
         self._rows(name + TOKENS, chunks(), (row.n_tokens, codec.width))
         self._array(name + OFFSETS, offsets)
+        row = self.with_words(row, self._joined_words(old, alive, numbers, words, row.n_rows))
         pooled = self.snapshot.pooled
         if pooled is None or not listed or not row.n_rows:
             return row
@@ -127,6 +144,17 @@ class Write:
         name, packed = _new_name(), postings.packed()
         self._array(name + LISTS, packed)
         return replace(row, lists=name, n_postings=len(packed))
+
+    def with_words(self, row: SegmentRow, words: WordLists) -> SegmentRow:
+        """The segment with these word lists."""
+        name, packed = _new_name(), words.packed()
+        self._array(name + WORDS, packed)
+        return replace(row, words=name, n_words=len(packed))
+
+    def list_words(self, segment: Segment) -> WordLists:
+        """A segment's word lists, made anew of its documents."""
+        rows = range(segment.row.first_row, segment.row.stop)
+        return words_of(self.sql, rows, self.terms)
 
     def put(self, old: Sequence[SegmentRow], new: Sequence[SegmentRow]) -> None:
         """Put segments in the place of others, whose files count no more unless a new one has them too."""
@@ -195,6 +223,34 @@ class Write:
                 return segment.postings
         return list_rows(pooled, segment, alive, self.settings)
 
+    def _joined_words(
+        self,
+        old: Sequence[Segment],
+        alive: Sequence[BoolArray],
+        numbers: IntArray,
+        added: WordLists | None,
+        n_rows: int,
+    ) -> WordLists:
+        """The word lists of a merged segment; see `merge`."""
+        parts, moved = [], []
+        start = 0
+        for segment, a in zip(old, alive, strict=True):
+            parts.append(self._words(segment))
+            moved.append(np.where(a, numbers[start : start + len(a)], -1).astype(np.int64))
+            start += len(a)
+        if added is not None:
+            parts.append(added)
+            moved.append(np.arange(n_rows - len(added.lengths), n_rows, dtype=np.int64))
+        return added if added is not None and not old else WordLists.joined(parts, moved, n_rows)
+
+    def _words(self, segment: Segment) -> WordLists:
+        """A segment's word lists, made anew where it has none or they are damaged."""
+        if segment.words is not None:
+            record = self.records[f"{FILES_FOLDER}/{segment.row.words}{WORDS}"]
+            if files.damage(self.loader.folder, record) is None:
+                return segment.words
+        return self.list_words(segment)
+
     def _check(self, name: str) -> None:
         damage = files.damage(self.loader.folder, self.records[f"{FILES_FOLDER}/{name}"])
         if damage is not None:
@@ -214,7 +270,8 @@ class Write:
 def names_of(row: SegmentRow) -> list[str]:
     """A segment's files."""
     names = [f"{FILES_FOLDER}/{row.name}{end}" for end in (TOKENS, OFFSETS)]
-    return names + ([f"{FILES_FOLDER}/{row.lists}{LISTS}"] if row.lists is not None else [])
+    names += [f"{FILES_FOLDER}/{row.lists}{LISTS}"] if row.lists is not None else []
+    return names + ([f"{FILES_FOLDER}/{row.words}{WORDS}"] if row.words is not None else [])
 
 
 def tail(segments: Sequence[Segment], size: int) -> list[Segment]:
@@ -272,6 +329,12 @@ def sample(snapshot: Snapshot, n: int, rng: np.random.Generator) -> npt.NDArray[
             tokens[start : start + len(part)] = segment.tokens.codec.decode(part)
             start += len(part)
     return tokens
+
+
+def words_of(sql: sqlite3.Connection, rows: range, terms: TermMaker) -> WordLists:
+    """Word lists of a run of rows, made of the documents that a transaction sees; dead rows have none."""
+    stored = database.by_row(sql, rows)
+    return list_words([stored.get(row) for row in rows], terms)
 
 
 def _in_blocks(tokens: CodedTokens, rows: IntArray) -> Iterator[CodedTokens]:

@@ -1,0 +1,126 @@
+"""Raw text to the terms that full-text search counts: MeCab words in normalised form.
+
+A word counts as its lemma, so that サーバ and サーバー, 引越し and 引っ越し, 學校 and 学校 are one term each.
+Names count as they are written, since their lemma is a reading. Particles, auxiliaries and punctuation are
+no terms. Model numbers and the like (ＡＢＣ－１２３, abc123) are terms as a whole, without what joins them,
+and in their parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from jacolbert_rag.datatypes import Span, TermSpan
+from jacolbert_rag.encode.normalize import AlignedText, align, clean
+from jacolbert_rag.encode.words import TaggedWord, WordSegmenter
+
+# Latin letters and digits, joined by what joins a model number, a version, a date or a number: A-1/2, 1,000.
+_CODE = re.compile(r"[a-zA-Z0-9]+(?:[-_./:,+#'][a-zA-Z0-9]+)*[+#]*")
+_PARTS = re.compile(r"[a-zA-Z]+|[0-9]+")
+_NUMBER = re.compile("[0-9]+(?:[.,][0-9]+)*")
+_JOINTS = re.compile(r"[^a-zA-Z0-9]")
+_KATAKANA = re.compile("[ァ-ヺー]{3,}ー")  # コンピューター is コンピュータ; キー stays
+
+_NO_TERMS = frozenset({"助詞", "助動詞", "補助記号", "空白"})
+# Terms that match by chance in most questions: pronouns, affixes, and words that stand for others.
+_DULL_POS = frozenset({"代名詞", "接頭辞", "接尾辞", "接続詞", "連体詞", "感動詞"})
+_DULL_DIVISIONS = frozenset({"数詞", "非自立可能"})
+_DULL_LEMMAS = frozenset(
+    ("事", "物", "時", "所", "為", "方", "内", "中", "上", "下", "前", "後", "回", "つ", "個", "本")
+    + ("為る", "居る", "有る", "成る", "言う", "出来る", "行う", "因る", "関する", "教える", "知る", "呼ぶ")
+    + ("何", "誰", "何時", "何処", "何故", "如何", "年", "月", "日", "人", "名", "名前", "一番", "的")
+    + ("方法", "意味", "理由", "場合")
+)
+
+
+class TermMaker:
+    """Makes terms of texts. Any number of threads may use one."""
+
+    def __init__(self, *, fold: bool = True) -> None:
+        """Choose the form.
+
+        Args:
+            fold: in normalised form; else every word as it is written after NFKC, punctuation too.
+        """
+        self.fold = fold
+        self._segmenter = WordSegmenter()
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of a raw text, in order; one that occurs twice is there twice."""
+        cleaned = clean(text)
+        if not self.fold:
+            return self._segmenter.words(cleaned)
+        return [term for term, _, _, _ in self._folded(cleaned)]
+
+    def spans(self, text: str) -> list[TermSpan]:
+        """`terms` with the characters of the raw text that each comes from."""
+        aligned = align(text, nfkc=True)
+        found = self._folded(aligned.text) if self.fold else self._surfaces(aligned)
+        return [
+            TermSpan(term, Span(*aligned.span(start, stop)), is_telling)
+            for term, start, stop, is_telling in found
+        ]
+
+    def _surfaces(self, aligned: AlignedText) -> Iterator[tuple[str, int, int, bool]]:
+        words = self._segmenter.tagged(aligned.text)
+        for word, start in _placed(words, aligned.text):
+            yield word.surface, start, start + len(word.surface), _is_telling(word)
+
+    def _folded(self, text: str) -> Iterator[tuple[str, int, int, bool]]:
+        """(term, start, stop, is_telling) in a cleaned text."""
+        words = list(_placed(self._segmenter.tagged(text), text))
+        codes = [match.span() for match in _CODE.finditer(text)]
+        at = 0
+        for word, start in words:
+            stop = start + len(word.surface)
+            while at < len(codes) and codes[at][1] <= start:
+                at += 1
+            if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
+                if start == codes[at][0]:  # its first word stands for all of them
+                    yield from _of_code(text, *codes[at])
+            elif word.pos not in _NO_TERMS and (word.pos != "記号" or word.division == "文字"):
+                yield _folded(word), start, stop, _is_telling(word)
+
+
+def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, int]]:
+    """Each word and where it begins: MeCab drops spaces and nothing else."""
+    position = 0
+    for word in words:
+        start = text.index(word.surface, position)
+        position = start + len(word.surface)
+        yield word, start
+
+
+def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, bool]]:
+    """The terms of a run of Latin letters and digits: the whole, and its parts where there are several."""
+    code = text[start:stop].lower()
+    if _NUMBER.fullmatch(code):  # 1,000 is 1000, and 3.5 is not 35
+        yield code.replace(",", ""), start, stop, False
+        return
+    whole = _JOINTS.sub("", code.rstrip("+#"))
+    suffix = code[len(code.rstrip("+#")) :]  # C++ is not C
+    yield whole + suffix, start, stop, not whole.isdigit() and len(whole + suffix) > 1
+    parts = [match.span() for match in _PARTS.finditer(code)]
+    if len(parts) > 1:
+        for first, last in parts:
+            yield code[first:last], start + first, start + last, False
+
+
+def _folded(word: TaggedWord) -> str:
+    """A word's normalised form."""
+    if not word.lemma:
+        form = word.surface
+    elif word.division == "固有名詞":
+        form = word.base or word.surface
+    else:
+        form = word.lemma.partition("-")[0] or word.lemma
+    form = form.lower()
+    return form[:-1] if _KATAKANA.fullmatch(form) else form
+
+
+def _is_telling(word: TaggedWord) -> bool:
+    """Whether a word says something by itself."""
+    if word.pos in _NO_TERMS or word.pos in _DULL_POS or word.division in _DULL_DIVISIONS:
+        return False
+    return word.lemma.partition("-")[0] not in _DULL_LEMMAS and word.pos != "記号"

@@ -1,0 +1,549 @@
+"""Conditions on metadata: one evaluator for a document, and for all documents at once.
+
+A stored value is JSON. Texts compare by code point, so dates are best stored as ISO 8601. The operators:
+
+| operator | value of the condition | holds for a stored value that | stored values it refuses |
+|---|---|---|---|
+| `==` | JSON | equals: 1 is 1.0, but neither true nor "1" | - |
+| `!=` | JSON | does not equal; or is missing | - |
+| `>` `>=` `<` `<=` | number or text | is more, ... | all but null and the value's own type |
+| `in` | list | equals one of the list | - |
+| `nin` | list | equals none of the list; or is missing | - |
+| `any` | list | is a list that shares a value with it | all but null and lists |
+| `all` | list | is a list with all of its values | all but null and lists |
+| `contains` | JSON | is a list with that value; a text with that text in it | all but null, lists and, where the value is a text, texts |
+| `text_match` | text | is a text with it inside, once both are in NFKC | all but null and texts |
+| `text_match_insensitive` | text | the same, once case is folded, too | all but null and texts |
+| `is_empty` | True (or None) / False | is missing, null, "" or [] / is not | - |
+| `exists` | True / False | is there, if only as null / is missing | - |
+
+A missing value matches nothing unless the table says so, and null nothing but equality with null, `is_empty`
+and `exists`. A stored value that an operator refuses is an error and no mismatch, wherever in a filter the
+condition stands: years stored as text in a few documents would be lost in silence.
+
+The field "a.b" is the key "a.b" or else, where there is none, the key "b" of the object "a".
+"""  # noqa: E501: rows of a table
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import operator
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from itertools import islice
+from threading import Lock
+from types import NoneType
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from jacolbert_rag.datatypes import BoolArray, IdArray, IntArray
+from jacolbert_rag.errors import InvalidInputError
+
+Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "nin", "any", "all", "contains", "text_match",
+                   "text_match_insensitive", "is_empty", "exists"]  # fmt: skip
+
+MAX_MASKS = 32  # that are kept, of a byte a row each
+# Metadata that are parsed by one call: twice as fast as one by one, and few are in memory at a time.
+PARSED_AT_ONCE = 4096
+
+
+class _Truth(Enum):
+    """JSON's true and false: Python's own equal 1 and 0, as keys too."""
+
+    FALSE = False
+    TRUE = True
+
+
+# A JSON value whose == and hash are those of JSON: a list is a tuple, an object a frozenset of its items.
+Frozen: TypeAlias = "None | _Truth | int | float | str | tuple[Frozen, ...] | frozenset[tuple[str, Frozen]]"
+
+_KINDS: dict[type, str] = {NoneType: "null", _Truth: "bool", int: "number", float: "number", str: "text",
+                           tuple: "list", frozenset: "object"}  # fmt: skip
+_KIND_NAMES = list(dict.fromkeys(_KINDS.values()))
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
+}  # fmt: skip
+_OF_DICTS: dict[str, Operator] = {
+    "$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=",
+    **{f"${op}": op for op in get_args(Operator) if op.isidentifier()},
+    "$in": "in",  # a keyword is an identifier too, but say so
+}  # fmt: skip
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One operator on one field; see the table above.
+
+    Attributes:
+        field: key of the metadata, or the way to it ("author.name").
+        op: the operator.
+        value: what it compares with: JSON, copied, lists as tuples.
+        frozen: the value in the form that conditions are compared by: `== 1` is not `== True`.
+
+    Raises:
+        InvalidInputError: the operator is unknown, or the value none that it compares with.
+    """
+
+    field: str
+    op: Operator
+    value: Any = dataclasses.field(compare=False)
+    frozen: Frozen = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str):
+            raise InvalidInputError(f"The field of a condition must be a str, not {self.field!r}.")
+        if not isinstance(self.op, str) or self.op not in get_args(Operator):
+            raise InvalidInputError(_unknown("operator", self.op, get_args(Operator)))
+        value = True if self.op == "is_empty" and self.value is None else self.value
+        frozen = _freeze(value, f"The value of the condition on {self.field!r}")
+        if not (expected := _EXPECTED.get(self.op, _ANY_JSON))[0](frozen):
+            raise InvalidInputError(
+                f"The operator {self.op!r} on field {self.field!r} needs {expected[1]}, not {value!r}."
+            )
+        object.__setattr__(self, "op", str.__str__(self.op))  # an Enum's hash is not its text's
+        object.__setattr__(self, "value", _thaw(frozen))
+        object.__setattr__(self, "frozen", frozen)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    parts: tuple[Filter, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        for part in self.parts:
+            _require_filter(part)
+
+
+@dataclass(frozen=True)
+class AllOf(_Parts):
+    """Every part holds; true of no parts."""
+
+
+@dataclass(frozen=True)
+class AnyOf(_Parts):
+    """At least one part holds; false of no parts."""
+
+
+@dataclass(frozen=True)
+class NoneOf(_Parts):
+    """No part holds; true of no parts."""
+
+
+Filter: TypeAlias = Condition | AllOf | AnyOf | NoneOf
+
+
+def parse(filter: Mapping[str, Any]) -> Filter:
+    """The filter that a dict of LangChain's kind, after MongoDB's, stands for.
+
+    `{"lang": "ja", "year": {"$gte": 2000, "$lt": 2010}}` holds where all of it does; `{}` always does. A
+    plain value, a list or an object means equality. `$and`, `$or` and `$nor` take a list of such dicts,
+    `$not` takes one. Operators: `$eq $ne $gt $gte $lt $lte`, and the named ones of this module behind a `$`.
+
+    Raises:
+        InvalidInputError: an operator is unknown or stands in the wrong place, or has no value for it.
+    """
+    if not isinstance(filter, Mapping):
+        raise InvalidInputError(f"A filter must be a dict such as {{'lang': 'ja'}}, not {filter!r}.")
+    parts: list[Filter] = []
+    for key, value in filter.items():
+        if not isinstance(key, str):
+            raise InvalidInputError(f"A key of a filter must be a str, not {key!r}.")
+        if key == "$not":
+            parts.append(NoneOf((parse(value),)))
+        elif key in ("$and", "$or", "$nor"):
+            if not isinstance(value, list | tuple) or not value:
+                raise InvalidInputError(f"{key} needs a list of one or more filters, not {value!r}.")
+            join = {"$and": AllOf, "$or": AnyOf, "$nor": NoneOf}[key]
+            parts.append(join(tuple(parse(part) for part in value)))
+        elif key in _OF_DICTS:
+            raise InvalidInputError(f"{key} belongs inside a field: {{'year': {{{key!r}: ...}}}}.")
+        elif key.startswith("$"):
+            raise InvalidInputError(_unknown("operator", key, ("$and", "$or", "$nor", "$not", *_OF_DICTS)))
+        else:
+            parts += _conditions(key, value)
+    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+
+
+def _conditions(field: str, value: Any) -> list[Condition]:
+    ops = [str(key) for key in value if str(key).startswith("$")] if isinstance(value, Mapping) else []
+    if not ops:
+        return [Condition(field, "==", value)]
+    if len(ops) < len(value):
+        raise InvalidInputError(
+            f"Field {field!r} has both operators ({', '.join(ops)}) and plain keys in {dict(value)!r}. Write "
+            "operators alone, or {'$eq': {...}} for equality with an object."
+        )
+    for op in ops:
+        if op in ("$and", "$or", "$nor", "$not"):
+            raise InvalidInputError(f"{op} stands around fields, not in field {field!r}: {{{op!r}: ...}}.")
+        if op not in _OF_DICTS:
+            raise InvalidInputError(_unknown(f"operator on field {field!r}", op, tuple(_OF_DICTS)))
+    return [Condition(field, _OF_DICTS[op], value[op]) for op in ops]
+
+
+def matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:
+    """Whether a filter holds for the metadata of one document.
+
+    Raises:
+        InvalidInputError: a stored value is of a type that a condition's operator refuses; see the module.
+    """
+    _require_filter(filter)
+    if isinstance(filter, Condition):
+        if (found := _find(metadata, filter.field)) is _MISSING:
+            return _holds_for_missing(filter)
+        value = _freeze(found, f"The metadata {filter.field!r}", allow_nan=True)
+        if _KINDS[type(value)] not in _fitting(filter):
+            raise _refused(filter, value)
+        return _test(filter)(value)
+    # All parts are asked, so that a document is refused or not whatever the order of conditions.
+    held = [matches(part, metadata) for part in filter.parts]
+    return all(held) if isinstance(filter, AllOf) else any(held) is isinstance(filter, AnyOf)
+
+
+class _Column:
+    """The values of a field, each once.
+
+    Attributes:
+        places: value -> its code, counted from 0 in this order.
+        codes: (n_texts,) int32 code of the value in each metadata, -1 where it is missing.
+    """
+
+    def __init__(self, places: dict[Frozen, int], codes: IdArray) -> None:
+        self.places = places
+        self.codes = codes
+
+    @cached_property
+    def kinds(self) -> npt.NDArray[np.int8]:
+        """(n_values + 1,) number of each value's type in `_KIND_NAMES`; the last, of the missing, is null."""
+        number = {kind: _KIND_NAMES.index(name) for kind, name in _KINDS.items()}
+        return np.array([*(number[type(value)] for value in self.places), 0], dtype=np.int8)
+
+    @cached_property
+    def rising(self) -> dict[str, tuple[list[Any], IntArray]]:
+        """For "number" and "text": its values in rising order, without NaN, and the code of each."""
+        orders = {}
+        for kind in ("number", "text"):
+            wanted = _KIND_NAMES.index(kind)
+            values = [
+                value for value, k in zip(self.places, self.kinds.tolist(), strict=False) if k == wanted
+            ]
+            values = sorted(value for value in values if value == value)  # type: ignore[type-var]
+            orders[kind] = (values, np.array([self.places[value] for value in values], dtype=np.int64))
+        return orders
+
+    def hits(self, condition: Condition) -> BoolArray:
+        """(n_values + 1,) whether the condition holds for each value; the last is for a missing one."""
+        hits = np.zeros(len(self.places) + 1, dtype=np.bool_)
+        op, value = condition.op, condition.frozen
+        if op in _COMPARE:
+            values, codes = self.rising[_KINDS[type(value)]]
+            if op in (">", ">="):
+                hits[codes[(bisect_right if op == ">" else bisect_left)(values, value) :]] = True
+            else:
+                hits[codes[: (bisect_left if op == "<" else bisect_right)(values, value)]] = True
+        elif op in ("==", "!=", "in", "nin"):
+            wanted = value if isinstance(value, tuple) and op in ("in", "nin") else (value,)
+            hits[[self.places[v] for v in wanted if v in self.places]] = True
+            if op in ("!=", "nin"):
+                hits = ~hits
+        else:
+            hits[:-1] = np.fromiter(map(_test(condition), self.places), np.bool_, len(self.places))
+        hits[-1] = _holds_for_missing(condition)
+        return hits
+
+
+class MetadataColumns:
+    """The metadata of many documents, kept so that a filter costs about a millisecond.
+
+    Each distinct metadata is kept once, as text. The first filter on a field parses them all and keeps the
+    field's distinct values, so that an operator is evaluated once for each. Safe to use from many threads.
+    """
+
+    def __init__(self, texts: dict[str, int], text_of: IdArray, columns: dict[str, _Column]) -> None:
+        """See `build`.
+
+        Args:
+            texts: distinct JSON texts -> their number, counted from 0 in this order.
+            text_of: (n_rows,) number of each row's text, -1 for a dead row.
+            columns: by field, over these texts.
+        """
+        self._texts = texts
+        self._text_of = text_of
+        self._columns = columns
+        self._masks: OrderedDict[Filter, BoolArray] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def build(cls, rows: Iterable[tuple[int, str]], n_rows: int) -> MetadataColumns:
+        """Of these rows.
+
+        Args:
+            rows: row number, and the metadata as the JSON text of an object. Other rows are dead: no
+                filter holds for them.
+            n_rows: of all, dead ones too.
+
+        Raises:
+            InvalidInputError: a row number is not within n_rows.
+        """
+        return cls({}, np.zeros(0, dtype=np.int32), {}).extended(rows, n_rows)
+
+    def extended(
+        self, rows: Iterable[tuple[int, str]], n_rows: int, *, dead: Iterable[int] = ()
+    ) -> MetadataColumns:
+        """This and more rows, as a new object; what is known of the old ones is kept.
+
+        Args:
+            rows: as `build` takes them; one that is there gets other metadata.
+            n_rows: of all; not fewer than there are.
+            dead: rows for which no filter shall hold from now on.
+
+        Raises:
+            InvalidInputError: there are more rows already, or a row number is not within n_rows.
+        """
+        if n_rows < len(self._text_of):
+            raise InvalidInputError(f"There are {len(self._text_of)} rows already; n_rows is {n_rows}.")
+        with self._lock:
+            columns = dict(self._columns)
+        texts = dict(self._texts)
+        found = [(row, texts.setdefault(text, len(texts))) for row, text in rows]
+        changes = np.array([(row, -1) for row in dead] + found, dtype=np.int64).reshape(-1, 2)
+        if len(changes) and not (changes[:, 0].min() >= 0 and changes[:, 0].max() < n_rows):
+            raise InvalidInputError(
+                f"Rows must be from 0 to {n_rows - 1}, not {changes[:, 0].min()} to {changes[:, 0].max()}."
+            )
+        text_of = np.full(n_rows, -1, dtype=np.int32)
+        text_of[: len(self._text_of)] = self._text_of
+        text_of[changes[:, 0]] = changes[:, 1]
+        if len(texts) > 2 * np.count_nonzero(text_of >= 0) + 1000:
+            # Most belong to no row any more: begin anew rather than grow with every change.
+            kept = list(texts)
+            return self.build(
+                ((int(row), kept[text_of[row]]) for row in np.flatnonzero(text_of >= 0)), n_rows
+            )
+        return MetadataColumns(texts, text_of, _read(texts, columns))
+
+    def mask(self, filter: Filter) -> BoolArray:
+        """(n_rows,) whether the filter holds for each row; shared, so not to be written.
+
+        Raises:
+            InvalidInputError: a row that is not dead has a value of a type that a condition refuses.
+        """
+        _require_filter(filter)
+        with self._lock:
+            if (mask := self._masks.get(filter)) is None:
+                new = {field: _Column({}, self._text_of[:0]) for field in _fields(filter)}
+                if new := {field: column for field, column in new.items() if field not in self._columns}:
+                    self._columns |= _read(self._texts, new)
+                mask = np.append(self._evaluated(filter), False)[self._text_of]  # dead rows take the last
+                mask.setflags(write=False)
+                self._masks[filter] = mask
+                if len(self._masks) > MAX_MASKS:
+                    self._masks.popitem(last=False)
+            self._masks.move_to_end(filter)
+            return mask
+
+    @cached_property
+    def _is_live(self) -> BoolArray:
+        """(n_texts,) whether a row has this text."""
+        live = np.zeros(len(self._texts) + 1, dtype=np.bool_)
+        live[self._text_of] = True
+        return live[:-1]
+
+    def _evaluated(self, filter: Filter) -> BoolArray:
+        """(n_texts,) whether a filter holds."""
+        if not isinstance(filter, Condition):
+            join = np.logical_and if isinstance(filter, AllOf) else np.logical_or
+            held: BoolArray = np.full(len(self._texts), isinstance(filter, AllOf))
+            for part in filter.parts:
+                join(held, self._evaluated(part), out=held)
+            return ~held if isinstance(filter, NoneOf) else held
+        column = self._columns[filter.field]
+        fitting = _fitting(filter)
+        wrong = np.array([kind not in fitting for kind in _KIND_NAMES])[column.kinds]
+        if wrong.any() and (refused := np.flatnonzero(wrong[column.codes] & self._is_live)).size:
+            raise _refused(filter, next(islice(column.places, int(column.codes[refused[0]]), None)))
+        return column.hits(filter)[column.codes]
+
+
+def _read(texts: dict[str, int], columns: Mapping[str, _Column]) -> dict[str, _Column]:
+    """Columns over all texts, from columns over the first of them."""
+    grown = {field: (dict(column.places), column.codes.tolist()) for field, column in columns.items()}
+    done = min((len(codes) for _, codes in grown.values()), default=len(texts))
+    left = islice(texts, done, None)
+    while some := list(islice(left, PARSED_AT_ONCE)):
+        parsed = _parsed(some)
+        for field, (places, codes) in grown.items():
+            for metadata in parsed:
+                value = metadata[field] if field in metadata else _find(metadata, field)
+                if value is _MISSING:
+                    codes.append(-1)
+                    continue
+                if type(value) is not str:  # most are, and need no call
+                    value = _freeze(value, field, allow_nan=True)
+                codes.append(places.setdefault(value, len(places)))
+    return {
+        field: _Column(places, np.array(codes, dtype=np.int32)) for field, (places, codes) in grown.items()
+    }
+
+
+def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
+    try:
+        parsed = json.loads(f"[{','.join(texts)}]")
+    except ValueError:
+        parsed = []
+    if len(parsed) != len(texts) or not all(isinstance(metadata, dict) for metadata in parsed):
+        raise InvalidInputError(
+            f"Stored metadata is not the JSON text of an object: {next(filter(_is_broken, texts))!r}."
+        )
+    return parsed
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        return not isinstance(json.loads(text), dict)
+    except ValueError:
+        return True
+
+
+def _find(metadata: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or _MISSING."""
+    while field not in metadata:
+        head, _, field = field.partition(".")
+        metadata = metadata.get(head, _MISSING)  # type: ignore[assignment]
+        if not isinstance(metadata, Mapping):
+            return _MISSING
+    return metadata[field]
+
+
+def _freeze(value: Any, what: str, *, allow_nan: bool = False) -> Frozen:
+    if value is None or isinstance(value, bool):
+        return None if value is None else _Truth(value)
+    if isinstance(value, str):
+        return str.__str__(value)  # of an Enum, too, the text itself
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and (value == value or allow_nan):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(v, what, allow_nan=allow_nan) for v in value)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return frozenset((str(k), _freeze(v, what, allow_nan=allow_nan)) for k, v in value.items())
+    raise InvalidInputError(
+        f"{what} must be JSON (None, bool, int, float but not NaN, str, list, dict with str keys), not "
+        f"{value!r} of type {type(value).__name__}. Turn dates and other objects into text or numbers."
+    )
+
+
+def _thaw(value: Frozen) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_thaw(v) for v in value)
+    if isinstance(value, frozenset):
+        return {key: _thaw(v) for key, v in sorted(value, key=operator.itemgetter(0))}
+    return value.value if isinstance(value, _Truth) else value
+
+
+_ANY_JSON: tuple[Callable[[Frozen], bool], str] = (lambda value: True, "")
+# What each operator compares with; all others with any JSON.
+_EXPECTED: dict[str, tuple[Callable[[Frozen], bool], str]] = {
+    **dict.fromkeys(_COMPARE, (lambda v: isinstance(v, int | float | str), "a number or a str")),
+    **dict.fromkeys(("in", "nin", "any", "all"), (lambda v: isinstance(v, tuple), "a list of values")),
+    **dict.fromkeys(("text_match", "text_match_insensitive"), (lambda v: isinstance(v, str), "a str")),
+    **dict.fromkeys(("is_empty", "exists"), (lambda v: isinstance(v, _Truth), "True or False")),
+}
+
+
+def _holds_for_missing(condition: Condition) -> bool:
+    if condition.op in ("is_empty", "exists"):
+        return (condition.op == "is_empty") is (condition.frozen is _Truth.TRUE)
+    return condition.op in ("!=", "nin")
+
+
+def _fitting(condition: Condition) -> set[str]:
+    """Types of stored values that the condition can be asked of."""
+    op, kind = condition.op, _KINDS[type(condition.frozen)]
+    if op in _COMPARE:
+        return {"null", kind}
+    if op in ("any", "all"):
+        return {"null", "list"}
+    if op == "contains":
+        return {"null", "list", "text"} if kind == "text" else {"null", "list"}
+    return {"null", "text"} if op in ("text_match", "text_match_insensitive") else set(_KIND_NAMES)
+
+
+def _test(condition: Condition) -> Callable[[Frozen], bool]:
+    """The condition as a function of a stored value; false of one that it refuses, and of null."""
+    op, value = condition.op, condition.frozen
+    kind = type(value)
+    if op in _COMPARE:
+        compare = _COMPARE[op]
+        return lambda v: _KINDS[type(v)] == _KINDS[kind] and compare(v, value)
+    if isinstance(value, tuple) and op in ("in", "nin", "any", "all"):
+        values = frozenset(value)
+        return {
+            "in": lambda v: v in values,
+            "nin": lambda v: v not in values,
+            "any": lambda v: isinstance(v, tuple) and not values.isdisjoint(v),
+            "all": lambda v: isinstance(v, tuple) and values.issubset(v),
+        }[op]
+    if op == "contains":
+        return lambda v: (isinstance(v, tuple) or (isinstance(v, str) and kind is str)) and value in v  # type: ignore[operator]
+    if op in ("text_match", "text_match_insensitive"):
+        norm = _folded if op == "text_match_insensitive" else _nfkc
+        text = norm(str(value))
+        return lambda v: isinstance(v, str) and text in norm(v)
+    if op == "is_empty":
+        return lambda v: (v in (None, "", ())) is (value is _Truth.TRUE)
+    return {"==": lambda v: v == value, "!=": lambda v: v != value, "exists": lambda v: value is _Truth.TRUE}[
+        op
+    ]
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _fields(filter: Filter) -> Iterator[str]:
+    if isinstance(filter, Condition):
+        yield filter.field
+    else:
+        for part in filter.parts:
+            yield from _fields(part)
+
+
+def _require_filter(filter: object) -> None:
+    if not isinstance(filter, Filter):
+        hint = "; parse(...) makes one of a dict" if isinstance(filter, Mapping) else ""
+        raise InvalidInputError(
+            f"A filter must be a Condition, AllOf, AnyOf or NoneOf, not {filter!r}{hint}."
+        )
+
+
+def _unknown(what: str, found: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(found), known, n=1, cutoff=0.7)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {what}: {found!r}.{hint} Known are {', '.join(known)}."
+
+
+def _refused(condition: Condition, stored: Frozen) -> InvalidInputError:
+    expected = " or ".join(kind for kind in _KIND_NAMES if kind in _fitting(condition) - {"null"})
+    example = json.dumps(_thaw(stored), ensure_ascii=False)
+    return InvalidInputError(
+        f"Field {condition.field!r} of a document is of type {_KINDS[type(stored)]}, such as "
+        f"{example[:80]}, but the condition {condition.field} {condition.op} {condition.value!r} needs "
+        f"{expected}. Store the field as one type in all documents, or change the condition."
+    )

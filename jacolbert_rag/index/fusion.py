@@ -1,0 +1,62 @@
+"""Two scores of one document as one, and figures that mean the same for every query."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jacolbert_rag.config import LexicalConfig
+from jacolbert_rag.datatypes import FloatArray
+
+COVERAGE_WEIGHT = 2.0  # of coverage beside similarity
+
+
+def fuse(maxsim: FloatArray, bm25: FloatArray, config: LexicalConfig) -> FloatArray:
+    """One score of two, for the documents that either way proposes.
+
+    "min-max" puts both within [0, 1] over these documents and takes their weighted mean; "rrf" is reciprocal
+    rank fusion (Cormack, Clarke, Buettcher 2009), weighted in the same way and scaled so that the first of
+    both has 1.
+
+    Args:
+        maxsim: (n,) of all documents.
+        bm25: (n,) of all documents; 0 where no term is shared.
+        config: fusion and weight.
+
+    Returns:
+        (n,) float32 within [0, 1].
+    """
+    weight = config.weight
+    if config.fusion == "rrf":
+        first, second = _reciprocal_ranks(maxsim, config.rrf_k), _reciprocal_ranks(bm25, config.rrf_k)
+        second[bm25 <= 0] = 0.0
+    else:
+        first, second = _scaled(maxsim), _scaled(bm25)
+    return ((1 - weight) * first + weight * second).astype(np.float32)
+
+
+def _scaled(scores: FloatArray) -> FloatArray:
+    """Scores within [0, 1]; all 0 where they are equal."""
+    if not len(scores):
+        return scores
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+
+
+def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:
+    ranks = np.empty(len(scores), dtype=np.float32)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return (k + 1) / (k + ranks)
+
+
+def similarity(maxsim: FloatArray, q_tokens: int) -> FloatArray:
+    """MaxSim's mean over the query's tokens, within [0, 1]."""
+    return np.clip(maxsim / max(q_tokens, 1), 0.0, 1.0)
+
+
+def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:
+    """How well a document answers, within [0, 1]: how near its tokens are, and how many terms it shares.
+
+    A model finds something near for every question; a question that nothing answers shares few of its
+    telling terms with what is found.
+    """
+    return (similarity + COVERAGE_WEIGHT * coverage) / (1.0 + COVERAGE_WEIGHT)

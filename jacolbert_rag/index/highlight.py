@@ -1,0 +1,2 @@
+def highlight(*a, **k):
+    raise NotImplementedError

@@ -1,0 +1,157 @@
+"""One committed state of an index, with what is made of it when it is first asked for."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenArray
+from jacolbert_rag.encode.terms import TermMaker
+from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index import database
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, MetadataColumns, NoneOf, parse
+from jacolbert_rag.index.lexical import Lexicon
+from jacolbert_rag.index.snapshot import Snapshot
+from jacolbert_rag.index.write import words_of
+
+# What a caller may give as a filter.
+GivenFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Document], bool]
+
+READ_DOCUMENTS = 1_000  # handed to a caller's function at once
+
+
+@dataclass
+class Columns:
+    """The newest state's metadata in columns; kept from one search to the next.
+
+    Attributes:
+        generation: of the state.
+        restated: the generation that changed what rows that were there before say.
+        n_rows: of the state.
+        columns: None until a filter is asked for.
+    """
+
+    generation: int = -1
+    restated: int = -1
+    n_rows: int = 0
+    columns: MetadataColumns | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, snapshot: Snapshot, sql: sqlite3.Connection) -> MetadataColumns:
+        """The columns of a state; made of those of an earlier one where rows have only been added."""
+        restated = int(database.read_state(sql).get("restated", 0))
+        with self.lock:
+            known = self.columns
+            if snapshot.generation < self.generation:  # an old state that somebody still looks at
+                return MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
+            if known is None or restated != self.restated or snapshot.n_rows < self.n_rows:
+                known = MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
+            elif snapshot.n_rows > self.n_rows:
+                known = known.extended(database.metadata(sql, self.n_rows), snapshot.n_rows)
+            self.generation, self.restated, self.n_rows = snapshot.generation, restated, snapshot.n_rows
+            self.columns = known
+            return known
+
+
+@dataclass(frozen=True)
+class View:
+    """One committed state, within a `reading` block.
+
+    Attributes:
+        snapshot: segments and live rows.
+        sql: a connection that sees the documents of that state.
+        terms: of full-text search.
+        kept: metadata in columns, shared by all views of an index.
+    """
+
+    snapshot: Snapshot
+    sql: sqlite3.Connection
+    terms: TermMaker
+    kept: Columns
+
+    def state(self) -> dict[str, Any]:
+        """All that is neither a document, a segment nor a file."""
+        return database.read_state(self.sql)
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """Row of each id that is stored, in the order given."""
+        return database.rows_of(self.sql, ids)
+
+    def ids(self) -> list[str]:
+        """Ids of all documents, in order of arrival."""
+        return database.ids(self.sql)
+
+    def ids_with_prefix(self, prefix: str) -> list[str]:
+        """Ids that begin with a prefix, sorted."""
+        return database.ids_with_prefix(self.sql, prefix)
+
+    def documents(self, rows: Sequence[int] | IntArray) -> list[Document]:
+        """The documents of these rows, in the order given; rows that have died are passed over."""
+        return database.read(self.sql, rows)
+
+    def lexicon(self) -> Lexicon:
+        """Full-text search; where word lists are missing and cannot be written, they are made for now."""
+        made = self.snapshot.made
+        if made.lexicon is None:
+            lists = []
+            for segment in self.snapshot.segments:
+                rows = range(segment.row.first_row, segment.row.stop)
+                stored = segment.words
+                lists.append(stored if stored is not None else words_of(self.sql, rows, self.terms))
+            made.lexicon = Lexicon(lists, self.snapshot.live)
+        return made.lexicon
+
+    def allowed(self, filter: Filter | Callable[[Document], bool]) -> BoolArray:
+        """(n_rows,) which live rows a filter lets through.
+
+        Args:
+            filter: conditions on metadata; or a function of a document, which is asked of every one.
+
+        Raises:
+            InvalidInputError: a condition cannot be asked of what is stored.
+        """
+        live = self.snapshot.live
+        if not callable(filter):
+            return live & self.kept.of(self.snapshot, self.sql).mask(filter)
+        allowed = np.zeros_like(live)
+        rows = np.flatnonzero(live)
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            for row, document in database.by_row(self.sql, rows[start : start + READ_DOCUMENTS]).items():
+                allowed[row] = bool(filter(document))
+        return allowed
+
+    def tokens(self, rows: Sequence[int]) -> dict[int, TokenArray]:
+        """(d_tokens, dim) token embeddings of each row, one for each token that the document keeps.
+
+        Rows whose tokens were pooled before it was stored which went where are left out.
+        """
+        ordered = sorted(rows)
+        members = database.members(self.sql, ordered)
+        stored = self.snapshot.tokens(np.array(ordered, dtype=np.int64))
+        return {
+            row: tokens[members[row]] if row in members else tokens
+            for row, tokens in zip(ordered, stored, strict=True)
+        }
+
+
+def parsed(given: GivenFilter) -> Filter | Callable[[Document], bool]:
+    """A caller's filter as `View.allowed` takes it.
+
+    Raises:
+        InvalidInputError: it is none, or has an operator that is unknown.
+    """
+    if isinstance(given, Condition | AllOf | AnyOf | NoneOf):
+        return given
+    if isinstance(given, Mapping):
+        return parse(given)
+    if not callable(given):
+        raise InvalidInputError(
+            f"filter is a {type(given).__name__}; expected a dict such as {{'lang': 'ja'}}, a "
+            "jacolbert_rag.index.filters.Filter, or a function of a Document."
+        )
+    return given
