@@ -1,0 +1,250 @@
+"""Search by words, by both, with filters, and with the right to say nothing: end to end."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jacolbert_rag import (
+    CandidateConfig,
+    Document,
+    IndexSettings,
+    JaColBERTRetriever,
+    LexicalConfig,
+    PoolingConfig,
+    SearchConfig,
+)
+from jacolbert_rag.config import SearchMode
+from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
+from jacolbert_rag.index.filters import AllOf, Condition, Filter, NoneOf, matches, parse
+from jacolbert_rag.index.fusion import fuse
+from tests.conftest import SENTENCES
+
+MODES: tuple[SearchMode, ...] = ("jacolbert", "bm25", "hybrid")
+FILTERS: tuple[dict[str, Any], ...] = (
+    {"番号": {"$lt": 5}},
+    {"番号": {"$gte": 3}, "種": "偶数"},
+    {"$or": [{"番号": 1}, {"番号": {"$in": [7, 8]}}]},
+    {"$not": {"種": "奇数"}},
+    {"無い": 1},
+    {},
+)
+
+
+@pytest.fixture(params=["exact", "candidates"])
+def filled(request: pytest.FixtureRequest, tiny_model: Path) -> JaColBERTRetriever:
+    settings = IndexSettings(
+        candidates=CandidateConfig(tokens_per_pooled=4, n_nearest=8, n_candidates=10),
+        search=SearchConfig(exact_below=0 if request.param == "candidates" else 1_000),
+    )
+    made = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    made.add(documents())
+    return made
+
+
+def documents() -> list[Document]:
+    return [
+        Document(f"文{i}", text, {"番号": i, "種": "奇数" if i % 2 else "偶数"})
+        for i, text in enumerate(SENTENCES * 3)
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("given", FILTERS)
+def test_filters_filter_on_every_path(filled: JaColBERTRetriever, mode: SearchMode, given: Any) -> None:
+    wanted = {d.id for d in documents() if matches(parse(given), d.metadata)}
+    for query in (SENTENCES[0], "日本の町"):
+        whole = filled.search(query, 100, mode=mode)
+        hits = filled.search(query, 100, mode=mode, filter=given)
+        assert {hit.id for hit in hits} == {hit.id for hit in whole} & wanted
+        by_function = filled.search(
+            query, 100, mode=mode, filter=lambda document: matches(parse(given), document.metadata)
+        )
+        assert by_function == hits
+        if mode != "hybrid":  # whose scores depend on what else may be found
+            kept = {hit.id: hit.score for hit in whole if hit.id in wanted}
+            assert {hit.id: pytest.approx(hit.score, abs=1e-4) for hit in hits} == kept
+        few = filled.search(query, 3, mode=mode, filter=given)
+        assert len(few) == min(3, len(hits))
+
+
+def test_a_filter_sees_what_was_changed_since(filled: JaColBERTRetriever) -> None:
+    given = {"番号": {"$lt": 2}}
+    assert len(filled.search("町", 50, filter=given)) == 2
+    filled.add([Document("新", "新しい町である。", {"番号": 1})])
+    assert len(filled.search("町", 50, filter=given)) == 3
+    filled.upsert([Document("新", "新しい町である。", {"番号": 9})])  # metadata alone
+    assert len(filled.search("町", 50, filter=given)) == 2
+    filled.upsert([Document("新", "新しい町である。", {"番号": 0})])
+    filled.delete(["文0"])
+    assert {hit.id for hit in filled.search("町", 50, filter=given)} == {"新", "文1"}
+    filled.compact()
+    assert {hit.id for hit in filled.search("町", 50, filter=given)} == {"新", "文1"}
+
+
+def test_a_field_of_another_type_is_an_error(filled: JaColBERTRetriever) -> None:
+    with pytest.raises(InvalidInputError, match="種"):
+        filled.search("町", filter={"種": {"$gt": 3}})
+    with pytest.raises(InvalidInputError, match=r"\$near"):
+        filled.search("町", filter={"番号": {"$near": 3}})
+    with pytest.raises(InvalidInputError, match="filter is a int"):
+        filled.search("町", filter=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("query", ["首都", "東京", "abc123", "ＡＢＣ－１２３", "サーバ", "サーバー", "ｻｰﾊﾞｰ"])
+def test_words_are_found_as_people_write_them(retriever: JaColBERTRetriever, query: str) -> None:
+    retriever.add([Document(f"他{i}", text) for i, text in enumerate(SENTENCES)])
+    retriever.add([Document("首都", "首都は東京である。"), Document("型番", "このサーバーの型番はＡＢＣ－１２３。")])
+    expected = "首都" if query in ("首都", "東京") else "型番"
+    assert retriever.search(query, 1, mode="bm25")[0].id == expected
+    assert retriever.search(query, 1, mode="hybrid")[0].scores["bm25"] > 0
+
+
+def test_full_text_search_finds_only_what_shares_a_term(retriever: JaColBERTRetriever) -> None:
+    retriever.add(["首都は東京である。", "琵琶湖は湖である。"])
+    assert [hit.text for hit in retriever.search("東京", 5, mode="bm25")] == ["首都は東京である。"]
+    assert retriever.search("量子", 5, mode="bm25") == []
+    assert len(retriever.search("量子", 5, mode="hybrid")) == 2
+
+
+def test_without_folding_words_count_as_they_are_written(tiny_model: Path) -> None:
+    settings = IndexSettings(lexical=LexicalConfig(fold=False))
+    made = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    made.add(["サーバーを置く。", "学校へ行く。"])
+    assert made.search("サーバー", mode="bm25")
+    assert not made.search("サーバ", mode="bm25")
+
+
+def test_folding_is_part_of_how_an_index_is_built(retriever: JaColBERTRetriever, tmp_path: Path) -> None:
+    retriever.add(["首都は東京である。"])
+    retriever.save(tmp_path / "index")
+    with pytest.raises(IndexMismatchError, match="fold"):
+        JaColBERTRetriever.load(
+            tmp_path / "index", settings=IndexSettings(lexical=LexicalConfig(fold=False))
+        )
+    opened = JaColBERTRetriever.load(
+        tmp_path / "index", settings=IndexSettings(lexical=LexicalConfig(weight=0.1, fusion="rrf"))
+    )
+    assert opened.search("東京", mode="hybrid")[0].scores["bm25"] > 0
+
+
+def test_full_text_search_is_durable(retriever: JaColBERTRetriever, tmp_path: Path) -> None:
+    retriever.add(documents())
+    retriever.delete(["文3", "文4"])
+    before = retriever.search(SENTENCES[1], 20, mode="bm25")
+    retriever.save(tmp_path / "index")
+    opened = JaColBERTRetriever.load(tmp_path / "index")
+    assert opened.search(SENTENCES[1], 20, mode="bm25") == before
+    opened.compact()
+    assert [hit.score for hit in opened.search(SENTENCES[1], 20, mode="bm25")] == pytest.approx(
+        [hit.score for hit in before]
+    )
+
+
+def test_damaged_word_lists_are_made_anew(
+    retriever: JaColBERTRetriever, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever.add(documents())
+    before = retriever.search(SENTENCES[1], 20, mode="bm25")
+    retriever.save(tmp_path / "index")
+    (words,) = (tmp_path / "index" / "files").glob("*.words.npy")
+    words.write_bytes(words.read_bytes()[:-8])
+    opened = JaColBERTRetriever.load(tmp_path / "index")
+    assert "words.npy" in caplog.text
+    assert opened.search(SENTENCES[1], 20, mode="bm25") == before
+    assert opened.verify() == []
+
+
+def test_hybrid_gives_both_scores(filled: JaColBERTRetriever) -> None:
+    hits = filled.search(SENTENCES[2], 5, mode="hybrid")
+    maxsim = {hit.id: hit.score for hit in filled.search(SENTENCES[2], 100, exact=True)}
+    bm25 = {hit.id: hit.score for hit in filled.search(SENTENCES[2], 100, mode="bm25")}
+    for hit in hits:
+        assert hit.scores["maxsim"] == pytest.approx(maxsim[hit.id], abs=1e-4)
+        assert hit.scores["bm25"] == pytest.approx(bm25.get(hit.id, 0.0), abs=1e-5)
+        assert all(0 <= hit.scores[name] <= 1 for name in ("similarity", "coverage", "confidence"))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert hits[0].score <= 1
+
+
+@pytest.mark.parametrize("fusion", ["min-max", "rrf"])
+def test_the_weight_moves_fusion_from_one_side_to_the_other(fusion: Any) -> None:
+    maxsim, bm25 = np.float32([9, 7, 1]), np.float32([0, 3, 5])
+    sides = [fuse(maxsim, bm25, LexicalConfig(fusion=fusion, weight=weight)) for weight in (0.0, 1.0)]
+    assert np.argsort(-sides[0]).tolist() == [0, 1, 2]
+    assert np.argsort(-sides[1]).tolist() == [2, 1, 0]
+    assert sides[0].max() == sides[1].max() == 1.0
+    middle = fuse(maxsim, bm25, LexicalConfig(fusion=fusion, weight=0.5))
+    assert middle == pytest.approx((sides[0] + sides[1]) / 2)
+
+
+def test_min_max_by_hand() -> None:
+    found = fuse(np.float32([10, 5, 0]), np.float32([0, 4, 2]), LexicalConfig(weight=0.25))
+    assert found == pytest.approx([0.75, 0.75 * 0.5 + 0.25, 0.125])
+    alike = fuse(np.float32([3, 3]), np.float32([0, 0]), LexicalConfig())
+    assert alike.tolist() == [0.0, 0.0]
+
+
+def test_an_unknown_mode_is_refused(retriever: JaColBERTRetriever) -> None:
+    with pytest.raises(InvalidInputError, match="hybrid"):
+        retriever.search("町", mode="dense")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="no text"):
+        retriever.search(" \u3000", mode="bm25")
+
+
+def test_an_empty_index_finds_nothing(retriever: JaColBERTRetriever) -> None:
+    for mode in MODES:
+        assert retriever.search("町", mode=mode, filter={"a": 1}) == []
+
+
+def many() -> list[Document]:
+    rng = random.Random(3)
+    places, things = ("東京", "大阪", "京都", "札幌", "福岡"), ("祭り", "鉄道", "図書館", "大学", "港", "公園")
+    return [
+        Document(f"{a}{b}", f"{a}の{b}は古い。{rng.randint(1500, 1900)}年に作られた{b}である。") for a in places for b in things
+    ]
+
+
+def test_calibration_is_stored_and_used(retriever: JaColBERTRetriever, tmp_path: Path) -> None:
+    retriever.add(many())
+    with pytest.raises(InvalidInputError, match="calibrate"):
+        retriever.search("東京の祭り", abstain=True)
+    assert retriever.calibration is None
+    found = retriever.calibrate(n=30, quantile=0.5)
+    assert (found.n_sentences, found.n_documents) == (30, 30)
+    assert 0 < found.threshold < 1
+    retriever.save(tmp_path / "index")
+    opened = JaColBERTRetriever.load(tmp_path / "index")
+    assert opened.calibration == found
+    for mode in MODES:
+        (hit,) = opened.search("東京の祭りは古い。", 1, mode=mode, abstain=True)
+        assert hit.scores["confidence"] >= found.threshold
+        assert opened.search("量子コンピューターの誤り訂正とは何か？", 1, mode=mode, abstain=True) == []
+    assert opened.calibrate(n=30, quantile=0.5) == found  # from one seed the same
+
+
+def test_calibration_needs_documents(retriever: JaColBERTRetriever) -> None:
+    retriever.add(SENTENCES[:5])
+    with pytest.raises(InvalidInputError, match="at least 20"):
+        retriever.calibrate()
+    with pytest.raises(InvalidInputError, match="quantile"):
+        retriever.calibrate(quantile=1.0)
+
+
+def test_pooled_documents_know_their_tokens(tiny_model: Path) -> None:
+    settings = IndexSettings(pooling=PoolingConfig(factor=2))
+    pooled = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    pooled.add(documents()[:9])
+    hits = pooled.search("日本の町", 9, highlight=True)
+    assert len(hits) == 9
+    assert pooled.search("日本の町", 9, mode="hybrid", highlight=True)[0].highlight is not None
+    assert all(hit.highlight is not None and hit.highlight.text == hit.text for hit in hits)
+
+
+def test_nested_filters_of_conditions(filled: JaColBERTRetriever) -> None:
+    given: Filter = AllOf((Condition("番号", "<", 6), NoneOf((Condition("種", "==", "奇数"),))))
+    assert {hit.metadata["番号"] for hit in filled.search("町", 50, filter=given)} == {0, 2, 4}
