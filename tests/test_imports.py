@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "index.pooling": BASE,
     "index.quantize": BASE | {"index.pooling"},
     "index.graph": BASE,
+    "index.filters": BASE,
     "index.postings": BASE,
     "index.candidates": BASE | {"index.graph", "index.pooling", "index.postings"},
     "index.maxsim": BASE | {"index.quantize"},
