@@ -19,15 +19,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jacolbert_rag.calibration import Calibration
     from jacolbert_rag.config import (
         CandidateConfig,
         EncoderConfig,
         IndexSettings,
+        LexicalConfig,
         PoolingConfig,
         SearchConfig,
         StoreConfig,
     )
-    from jacolbert_rag.datatypes import Document, Hit, TokenEmbeddings
+    from jacolbert_rag.datatypes import Document, Highlight, Hit, TokenEmbeddings
     from jacolbert_rag.errors import (
         CheckpointError,
         CheckpointWarning,
@@ -50,6 +52,9 @@ _HOMES = {
     "EncoderConfig": "config",
     "PoolingConfig": "config",
     "SearchConfig": "config",
+    "LexicalConfig": "config",
+    "Calibration": "calibration",
+    "Highlight": "datatypes",
     "StoreConfig": "config",
     "Document": "datatypes",
     "Hit": "datatypes",
@@ -70,11 +75,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "CandidateConfig",
     "CheckpointError",
     "CheckpointWarning",
     "Document",
     "EncoderConfig",
+    "Highlight",
     "Hit",
     "IndexCorruptError",
     "IndexFolderError",
@@ -84,6 +91,7 @@ __all__ = [
     "InvalidInputError",
     "JaColBERTError",
     "JaColBERTRetriever",
+    "LexicalConfig",
     "OptionalDependencyError",
     "PoolingConfig",
     "SearchConfig",

@@ -108,16 +108,9 @@ def check(folder: Path) -> Contents:
         if index.settings.store.dtype != "float32":  # whose scores are not those of what was given
             return holds
         with index.reading() as view:
-            query, k = model_index.query(len(holds)), min(10, len(holds))
-            if k:
-                batch = model_index.embeddings([("問い", 1)])
-                rows, scores = view.snapshot.search_exact(batch, k)[0]
-                found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
-                model_index.check_search(found, holds, batch[0], k, exact=True)
-            if k and view.snapshot.pooled is not None:
-                rows, scores = view.snapshot.search_candidates(query, k, index.settings.candidates)
-                found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
-                model_index.check_search(found, holds, query, k, exact=False)
+            for kind in model_index.KINDS:
+                answer = model_index.ask(view, index.settings, len(holds), kind)
+                model_index.check_answer(answer, holds)
         return holds
     finally:
         index.close()

@@ -6,9 +6,11 @@ Embeddings are made from a document's id and version, so that whoever knows thos
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,11 +30,17 @@ from jacolbert_rag import (
     TokenEmbeddings,
 )
 from jacolbert_rag.datatypes import FloatArray, offsets_of
+from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.index import database, layout
+from jacolbert_rag.index.filters import Condition
 from jacolbert_rag.index.index import Index
+from jacolbert_rag.index.snapshot import best
+from jacolbert_rag.index.view import View
 
 DIM = 16
 N_IDS = 120
+KINDS = ("exact", "candidates", "words", "filtered")
+WORDS = ("東京", "大阪", "湖", "サーバー", "ＡＢＣ－１２３", "鉄道", "図書館", "祭り", "憲法", "量子")
 Contents = dict[str, int]  # id -> version
 
 
@@ -75,7 +83,103 @@ def tokens(id: str, version: int) -> FloatArray:
 
 def document(id: str, version: int) -> Document:
     """The document of this id and version."""
-    return Document(id, f"{id}の第{version}版", {"版": version}, title=f"題{id}")
+    rng = random.Random(f"{id}/{version}")
+    words = "、".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+    return Document(id, f"{id}の第{version}版。{words}。", {"版": version}, title=f"題{id}")
+
+
+@lru_cache(maxsize=100_000)
+def terms(id: str, version: int) -> Counter[str]:
+    """How often each term occurs in a document."""
+    return Counter(TermMaker().terms(document(id, version).passage))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search of some kind found.
+
+    Attributes:
+        kind: one of `KINDS`.
+        seed: of what was asked.
+        found: ids and scores, best first.
+    """
+
+    kind: str
+    seed: int
+    found: list[tuple[str, float]]
+
+
+def ask(view: View, config: IndexSettings, seed: int, kind: str, k: int = 10) -> Answer:
+    """One search of a state."""
+    snapshot, asked = view.snapshot, query(seed)
+    whole = TokenEmbeddings(asked, np.array([0, len(asked)], dtype=np.int64))
+    k = min(k, snapshot.n_live)
+    if kind == "candidates" and snapshot.pooled is None:
+        kind = "exact"
+    rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    if kind == "words":
+        bm25 = view.lexicon().bm25(asked_words(seed), k1=config.lexical.k1, b=config.lexical.b)
+        rows, scores = best(np.flatnonzero(bm25), bm25[bm25 != 0], k)
+    elif kind == "filtered" and k:
+        allowed = view.allowed(Condition("版", "<", limit(seed)))
+        k = min(k, int(allowed.sum()))
+        if k and seed % 3 and snapshot.pooled is not None:
+            rows, scores = snapshot.search_candidates(asked, k, config.candidates, allowed)
+        elif k:
+            rows, scores = snapshot.search_exact(whole, k, allowed)[0]
+    elif kind == "candidates" and k:
+        rows, scores = snapshot.search_candidates(asked, k, config.candidates)
+    elif k:
+        rows, scores = snapshot.search_exact(whole, k)[0]
+    found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
+    return Answer(kind, seed, found)
+
+
+@lru_cache(maxsize=10_000)
+def asked_words(seed: int) -> tuple[str, ...]:
+    """Terms of a question."""
+    rng = random.Random(seed)
+    return tuple(TermMaker().terms("の".join(rng.choices(WORDS, k=rng.randint(1, 3)))))
+
+
+def limit(seed: int) -> int:
+    """Versions below it may be found: none, few of them or nearly all."""
+    return random.Random(seed).choice((0, 10_000, 300_000, 900_000))
+
+
+def bm25(holds: Mapping[str, int], words: Sequence[str]) -> dict[str, float]:
+    """Scores of the documents that share a word, by nothing of the library's but its words and constants."""
+    config = settings().lexical
+    lengths = {id: terms(id, version).total() for id, version in holds.items()}
+    mean = sum(lengths.values()) / max(len(lengths), 1)
+    scores: Counter[str] = Counter()
+    for word in words:
+        having = {id: terms(id, version)[word] for id, version in holds.items() if word in terms(id, version)}
+        idf = math.log(1 + (len(holds) - len(having) + 0.5) / (len(having) + 0.5))
+        for id, count in having.items():
+            norm = config.k1 * (1 - config.b + config.b * lengths[id] / mean)
+            scores[id] += idf * count / (count + norm)  # type: ignore[assignment]
+    return dict(scores)
+
+
+def check_answer(answer: Answer, holds: Mapping[str, int], k: int = 10) -> None:
+    """Whether an answer is right for what an index held; stored as float32.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    if answer.kind == "words":
+        expected = bm25(holds, asked_words(answer.seed))
+        assert len(answer.found) == min(k, len(expected)), (len(answer.found), len(expected))
+        for id, score in answer.found:
+            assert abs(expected[id] - score) < 1e-4, (id, score, expected.get(id))
+        top = sorted(expected.values(), reverse=True)[:k]
+        assert np.allclose([score for _, score in answer.found], top, atol=1e-4)
+        return
+    if answer.kind == "filtered":
+        holds = {id: version for id, version in holds.items() if version < limit(answer.seed)}
+    exact = answer.kind == "exact" or (answer.kind == "filtered" and answer.seed % 3 == 0)
+    check_search(answer.found, holds, query(answer.seed), k, exact=exact)
 
 
 def embeddings(documents: Sequence[tuple[str, int]]) -> TokenEmbeddings:

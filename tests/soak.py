@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from jacolbert_rag import TokenEmbeddings
 from jacolbert_rag.index.index import Index
 from tests import model_index
 from tests.model_index import Contents
@@ -38,25 +36,14 @@ class Answer:
     """What a reader got, and of which state."""
 
     generation: int
-    seed: int
-    exact: bool
-    found: list[tuple[str, float]]
+    answer: model_index.Answer
 
 
 def ask(index: Index, seed: int) -> Answer:
-    """One search; every second one is exact."""
-    query, exact = model_index.query(seed), seed % 2 == 0
+    """One search; the kinds take turns."""
+    kind = model_index.KINDS[seed % len(model_index.KINDS)]
     with index.reading() as view:
-        snapshot = view.snapshot
-        k = min(K, snapshot.n_live)
-        if exact or snapshot.pooled is None:
-            whole = TokenEmbeddings(query, np.array([0, len(query)], dtype=np.int64))
-            rows, scores = snapshot.search_exact(whole, k)[0] if k else ([], [])
-            exact = True
-        else:
-            rows, scores = snapshot.search_candidates(query, k, index.settings.candidates)
-        found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
-        return Answer(snapshot.generation, seed, exact, found)
+        return Answer(view.snapshot.generation, model_index.ask(view, index.settings, seed, kind, K))
 
 
 class Soak:
@@ -146,16 +133,17 @@ def run(
     n_by_process = []
     for output in outputs:
         lines = output.read_text(encoding="utf-8").splitlines()
-        theirs = [Answer(g, s, e, [(i, x) for i, x in f]) for g, s, e, f in map(json.loads, lines)]
+        theirs = [
+            Answer(number, model_index.Answer(kind, asked, [(id, score) for id, score in found]))
+            for number, kind, asked, found in map(json.loads, lines)
+        ]
         n_by_process.append(len(theirs))
         answers += theirs
     # A search of nothing of the library's takes a hundred times as long, so of very many answers some are
     # checked.
     checked = random.Random(seed).sample(answers, min(MAX_CHECKED, len(answers)))
-    for answer in checked:
-        holds = soak.states[answer.generation]
-        query = model_index.query(answer.seed)
-        model_index.check_search(answer.found, holds, query, K, exact=answer.exact)
+    for each in checked:
+        model_index.check_answer(each.answer, soak.states[each.generation], K)
     assert soak.index.verify() == []
     soak.index.close()
     return {
@@ -165,7 +153,7 @@ def run(
         "answers_of_processes": n_by_process,
         "checked": len(checked),
         "states_seen": len({answer.generation for answer in answers}),
-        "through_candidates": sum(not answer.exact for answer in answers),
+        "of_kind": dict(Counter(each.answer.kind for each in answers)),
     }
 
 
@@ -175,7 +163,8 @@ def read_from_a_process(folder: Path, seconds: float, seed: int) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answer = ask(index, seed)
-        print(json.dumps([answer.generation, answer.seed, answer.exact, answer.found]))
+        found = answer.answer
+        print(json.dumps([answer.generation, found.kind, found.seed, found.found]))
         seed += 1
     index.close()
 

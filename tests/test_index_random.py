@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jacolbert_rag import TokenEmbeddings
 from jacolbert_rag.index.index import Index
 from tests import model_index
 from tests.model_index import Contents
@@ -76,17 +74,10 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule(seed=st.integers(0, 10**6))
     def search(self, seed: int) -> None:
-        query = model_index.query(seed)
-        k = min(K, len(self.holds))
         with self.index.reading() as view:
-            whole = TokenEmbeddings(query, np.array([0, len(query)], dtype=np.int64))
-            answers = [(view.snapshot.search_exact(whole, k)[0], True)]
-            if view.snapshot.pooled is not None:
-                config = self.index.settings.candidates
-                answers.append((view.snapshot.search_candidates(query, k, config), False))
-            for (rows, scores), exact in answers:
-                found = [(each.id, float(s)) for each, s in zip(view.documents(rows), scores, strict=True)]
-                model_index.check_search(found, self.holds, query, k, exact=exact)
+            for kind in model_index.KINDS:
+                answer = model_index.ask(view, self.index.settings, seed, kind, K)
+                model_index.check_answer(answer, self.holds, K)
 
     @invariant()
     def same_documents(self) -> None:

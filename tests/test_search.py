@@ -98,7 +98,9 @@ def test_a_field_of_another_type_is_an_error(filled: JaColBERTRetriever) -> None
 @pytest.mark.parametrize("query", ["首都", "東京", "abc123", "ＡＢＣ－１２３", "サーバ", "サーバー", "ｻｰﾊﾞｰ"])
 def test_words_are_found_as_people_write_them(retriever: JaColBERTRetriever, query: str) -> None:
     retriever.add([Document(f"他{i}", text) for i, text in enumerate(SENTENCES)])
-    retriever.add([Document("首都", "首都は東京である。"), Document("型番", "このサーバーの型番はＡＢＣ－１２３。")])
+    retriever.add(
+        [Document("首都", "首都は東京である。"), Document("型番", "このサーバーの型番はＡＢＣ－１２３。")]
+    )
     expected = "首都" if query in ("首都", "東京") else "型番"
     assert retriever.search(query, 1, mode="bm25")[0].id == expected
     assert retriever.search(query, 1, mode="hybrid")[0].scores["bm25"] > 0
@@ -123,9 +125,7 @@ def test_folding_is_part_of_how_an_index_is_built(retriever: JaColBERTRetriever,
     retriever.add(["首都は東京である。"])
     retriever.save(tmp_path / "index")
     with pytest.raises(IndexMismatchError, match="fold"):
-        JaColBERTRetriever.load(
-            tmp_path / "index", settings=IndexSettings(lexical=LexicalConfig(fold=False))
-        )
+        JaColBERTRetriever.load(tmp_path / "index", settings=IndexSettings(lexical=LexicalConfig(fold=False)))
     opened = JaColBERTRetriever.load(
         tmp_path / "index", settings=IndexSettings(lexical=LexicalConfig(weight=0.1, fusion="rrf"))
     )
@@ -203,9 +203,14 @@ def test_an_empty_index_finds_nothing(retriever: JaColBERTRetriever) -> None:
 
 def many() -> list[Document]:
     rng = random.Random(3)
-    places, things = ("東京", "大阪", "京都", "札幌", "福岡"), ("祭り", "鉄道", "図書館", "大学", "港", "公園")
+    places, things = (
+        ("東京", "大阪", "京都", "札幌", "福岡"),
+        ("祭り", "鉄道", "図書館", "大学", "港", "公園"),
+    )
     return [
-        Document(f"{a}{b}", f"{a}の{b}は古い。{rng.randint(1500, 1900)}年に作られた{b}である。") for a in places for b in things
+        Document(f"{a}{b}", f"{a}の{b}は古い。{rng.randint(1500, 1900)}年に作られた{b}である。")
+        for a in places
+        for b in things
     ]
 
 
