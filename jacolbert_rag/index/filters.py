@@ -2,29 +2,6 @@
 
 A stored value is JSON. Texts compare by code point, so dates are best stored as ISO 8601. The operators:
 
-<<<<<<< HEAD
-| operator | value of the condition | holds for a stored value that | stored values it refuses |
-|---|---|---|---|
-| `==` | JSON | equals: 1 is 1.0, but neither true nor "1" | - |
-| `!=` | JSON | does not equal; or is missing | - |
-| `>` `>=` `<` `<=` | number or text | is more, ... | all but null and the value's own type |
-| `in` | list | equals one of the list | - |
-| `nin` | list | equals none of the list; or is missing | - |
-| `any` | list | is a list that shares a value with it | all but null and lists |
-| `all` | list | is a list with all of its values | all but null and lists |
-| `contains` | JSON | is a list with that value; a text with that text in it | all but null, lists and, where the value is a text, texts |
-| `text_match` | text | is a text with it inside, once both are in NFKC | all but null and texts |
-| `text_match_insensitive` | text | the same, once case is folded, too | all but null and texts |
-| `is_empty` | True (or None) / False | is missing, null, "" or [] / is not | - |
-| `exists` | True / False | is there, if only as null / is missing | - |
-
-A missing value matches nothing unless the table says so, and null nothing but equality with null, `is_empty`
-and `exists`. A stored value that an operator refuses is an error and no mismatch, wherever in a filter the
-condition stands: years stored as text in a few documents would be lost in silence.
-
-The field "a.b" is the key "a.b" or else, where there is none, the key "b" of the object "a".
-"""  # noqa: E501: rows of a table
-=======
 | operator | value of the condition | holds for a stored value that |
 |---|---|---|
 | `==`, `!=` | JSON | equals it: 1 is 1.0, but neither true nor "1"; does not, or is missing |
@@ -47,7 +24,6 @@ say: years that a few documents store as text would be lost in silence.
 
 The field "a.b" is the key "a.b" or else, where there is none, the key "b" of the object "a".
 """
->>>>>>> filters
 
 from __future__ import annotations
 
@@ -55,10 +31,6 @@ import dataclasses
 import difflib
 import json
 import operator
-<<<<<<< HEAD
-import unicodedata
-=======
->>>>>>> filters
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,20 +41,13 @@ from itertools import islice
 from threading import Lock
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args
-<<<<<<< HEAD
-=======
 from unicodedata import normalize
->>>>>>> filters
 
 import numpy as np
 import numpy.typing as npt
 
 from jacolbert_rag.datatypes import BoolArray, IdArray, IntArray
-<<<<<<< HEAD
-from jacolbert_rag.errors import InvalidInputError
-=======
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
->>>>>>> filters
 
 Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "nin", "any", "all", "contains", "text_match",
                    "text_match_insensitive", "is_empty", "exists"]  # fmt: skip
@@ -100,11 +65,7 @@ class _Truth(Enum):
 
 
 # A JSON value whose == and hash are those of JSON: a list is a tuple, an object a frozenset of its items.
-<<<<<<< HEAD
-Frozen: TypeAlias = "None | _Truth | int | float | str | tuple[Frozen, ...] | frozenset[tuple[str, Frozen]]"
-=======
 Frozen: TypeAlias = "_Truth | int | float | str | tuple[Frozen, ...] | frozenset[tuple[str, Frozen]] | None"
->>>>>>> filters
 
 _KINDS: dict[type, str] = {NoneType: "null", _Truth: "bool", int: "number", float: "number", str: "text",
                            tuple: "list", frozenset: "object"}  # fmt: skip
@@ -112,12 +73,6 @@ _KIND_NAMES = list(dict.fromkeys(_KINDS.values()))
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
 }  # fmt: skip
-<<<<<<< HEAD
-_OF_DICTS: dict[str, Operator] = {
-    "$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=",
-    **{f"${op}": op for op in get_args(Operator) if op.isidentifier()},
-    "$in": "in",  # a keyword is an identifier too, but say so
-=======
 # What an operator compares with; the others with any JSON.
 _TAKES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_COMPARE, ("number", "text")),
@@ -129,7 +84,6 @@ _TAKES: dict[str, tuple[str, ...]] = {
 _OPERATORS: dict[str, Operator] = {
     "$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=",
     **{f"${op}": op for op in get_args(Operator) if op.isidentifier()},
->>>>>>> filters
 }  # fmt: skip
 _MISSING: Any = object()
 
@@ -160,13 +114,6 @@ class Condition:
             raise InvalidInputError(_unknown("operator", self.op, get_args(Operator)))
         value = True if self.op == "is_empty" and self.value is None else self.value
         frozen = _freeze(value, f"The value of the condition on {self.field!r}")
-<<<<<<< HEAD
-        if not (expected := _EXPECTED.get(self.op, _ANY_JSON))[0](frozen):
-            raise InvalidInputError(
-                f"The operator {self.op!r} on field {self.field!r} needs {expected[1]}, not {value!r}."
-            )
-        object.__setattr__(self, "op", str.__str__(self.op))  # an Enum's hash is not its text's
-=======
         if _KINDS[type(frozen)] not in (takes := _TAKES.get(self.op, _KIND_NAMES)):
             raise InvalidInputError(
                 f"The operator {self.op!r} on field {self.field!r} needs {' or '.join(takes)}, not {value!r}."
@@ -174,7 +121,6 @@ class Condition:
         # Of an Enum the text itself: its hash is another.
         object.__setattr__(self, "field", str.__str__(self.field))
         object.__setattr__(self, "op", str.__str__(self.op))
->>>>>>> filters
         object.__setattr__(self, "value", _thaw(frozen))
         object.__setattr__(self, "frozen", frozen)
 
@@ -205,10 +151,7 @@ class NoneOf(_Parts):
 
 
 Filter: TypeAlias = Condition | AllOf | AnyOf | NoneOf
-<<<<<<< HEAD
-=======
 _JOINS: dict[str, type[AllOf | AnyOf | NoneOf]] = {"$and": AllOf, "$or": AnyOf, "$nor": NoneOf}
->>>>>>> filters
 
 
 def parse(filter: Mapping[str, Any]) -> Filter:
@@ -229,17 +172,6 @@ def parse(filter: Mapping[str, Any]) -> Filter:
             raise InvalidInputError(f"A key of a filter must be a str, not {key!r}.")
         if key == "$not":
             parts.append(NoneOf((parse(value),)))
-<<<<<<< HEAD
-        elif key in ("$and", "$or", "$nor"):
-            if not isinstance(value, list | tuple) or not value:
-                raise InvalidInputError(f"{key} needs a list of one or more filters, not {value!r}.")
-            join = {"$and": AllOf, "$or": AnyOf, "$nor": NoneOf}[key]
-            parts.append(join(tuple(parse(part) for part in value)))
-        elif key in _OF_DICTS:
-            raise InvalidInputError(f"{key} belongs inside a field: {{'year': {{{key!r}: ...}}}}.")
-        elif key.startswith("$"):
-            raise InvalidInputError(_unknown("operator", key, ("$and", "$or", "$nor", "$not", *_OF_DICTS)))
-=======
         elif key in _JOINS:
             if not isinstance(value, list | tuple) or not value:
                 raise InvalidInputError(f"{key} needs a list of one or more filters, not {value!r}.")
@@ -248,22 +180,17 @@ def parse(filter: Mapping[str, Any]) -> Filter:
             raise InvalidInputError(f"{key} belongs inside a field: {{'year': {{{key!r}: ...}}}}.")
         elif key.startswith("$"):
             raise InvalidInputError(_unknown("operator", key, (*_JOINS, "$not", *_OPERATORS)))
->>>>>>> filters
         else:
             parts += _conditions(key, value)
     return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
 
 
 def _conditions(field: str, value: Any) -> list[Condition]:
-<<<<<<< HEAD
-    ops = [str(key) for key in value if str(key).startswith("$")] if isinstance(value, Mapping) else []
-=======
     ops = (
         [key for key in value if isinstance(key, str) and key[:1] == "$"]
         if isinstance(value, Mapping)
         else []
     )
->>>>>>> filters
     if not ops:
         return [Condition(field, "==", value)]
     if len(ops) < len(value):
@@ -272,19 +199,11 @@ def _conditions(field: str, value: Any) -> list[Condition]:
             "operators alone, or {'$eq': {...}} for equality with an object."
         )
     for op in ops:
-<<<<<<< HEAD
-        if op in ("$and", "$or", "$nor", "$not"):
-            raise InvalidInputError(f"{op} stands around fields, not in field {field!r}: {{{op!r}: ...}}.")
-        if op not in _OF_DICTS:
-            raise InvalidInputError(_unknown(f"operator on field {field!r}", op, tuple(_OF_DICTS)))
-    return [Condition(field, _OF_DICTS[op], value[op]) for op in ops]
-=======
         if op in (*_JOINS, "$not"):
             raise InvalidInputError(f"{op} stands around fields, not in field {field!r}: {{{op!r}: ...}}.")
         if op not in _OPERATORS:
             raise InvalidInputError(_unknown(f"operator on field {field!r}", op, tuple(_OPERATORS)))
     return [Condition(field, _OPERATORS[op], value[op]) for op in ops]
->>>>>>> filters
 
 
 def matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:
@@ -329,18 +248,10 @@ class _Column:
         """For "number" and "text": its values in rising order, without NaN, and the code of each."""
         orders = {}
         for kind in ("number", "text"):
-<<<<<<< HEAD
-            wanted = _KIND_NAMES.index(kind)
-            values = [
-                value for value, k in zip(self.places, self.kinds.tolist(), strict=False) if k == wanted
-            ]
-            values = sorted(value for value in values if value == value)  # type: ignore[type-var]
-=======
             values: list[Any] = [
                 value for value in self.places if _KINDS[type(value)] == kind and value == value
             ]
             values.sort()
->>>>>>> filters
             orders[kind] = (values, np.array([self.places[value] for value in values], dtype=np.int64))
         return orders
 
@@ -350,23 +261,11 @@ class _Column:
         op, value = condition.op, condition.frozen
         if op in _COMPARE:
             values, codes = self.rising[_KINDS[type(value)]]
-<<<<<<< HEAD
-            if op in (">", ">="):
-                hits[codes[(bisect_right if op == ">" else bisect_left)(values, value) :]] = True
-            else:
-                hits[codes[: (bisect_left if op == "<" else bisect_right)(values, value)]] = True
-        elif op in ("==", "!=", "in", "nin"):
-            wanted = value if isinstance(value, tuple) and op in ("in", "nin") else (value,)
-            hits[[self.places[v] for v in wanted if v in self.places]] = True
-            if op in ("!=", "nin"):
-                hits = ~hits
-=======
             first = (bisect_left if op in (">=", "<") else bisect_right)(values, value)
             hits[codes[first:] if op in (">", ">=") else codes[:first]] = True
         elif op in ("==", "!=", "in", "nin"):
             hits[[self.places[wanted] for wanted in _wanted(condition) if wanted in self.places]] = True
             hits = hits if op in ("==", "in") else ~hits
->>>>>>> filters
         else:
             hits[:-1] = np.fromiter(map(_test(condition), self.places), np.bool_, len(self.places))
         hits[-1] = _holds_for_missing(condition)
@@ -428,11 +327,7 @@ class MetadataColumns:
         texts = dict(self._texts)
         found = [(row, texts.setdefault(text, len(texts))) for row, text in rows]
         changes = np.array([(row, -1) for row in dead] + found, dtype=np.int64).reshape(-1, 2)
-<<<<<<< HEAD
-        if len(changes) and not (changes[:, 0].min() >= 0 and changes[:, 0].max() < n_rows):
-=======
         if len(changes) and (changes[:, 0].min() < 0 or changes[:, 0].max() >= n_rows):
->>>>>>> filters
             raise InvalidInputError(
                 f"Rows must be from 0 to {n_rows - 1}, not {changes[:, 0].min()} to {changes[:, 0].max()}."
             )
@@ -441,15 +336,8 @@ class MetadataColumns:
         text_of[changes[:, 0]] = changes[:, 1]
         if len(texts) > 2 * np.count_nonzero(text_of >= 0) + 1000:
             # Most belong to no row any more: begin anew rather than grow with every change.
-<<<<<<< HEAD
-            kept = list(texts)
-            return self.build(
-                ((int(row), kept[text_of[row]]) for row in np.flatnonzero(text_of >= 0)), n_rows
-            )
-=======
             kept, live = list(texts), np.flatnonzero(text_of >= 0).tolist()
             return self.build(((row, kept[text_of[row]]) for row in live), n_rows)
->>>>>>> filters
         return MetadataColumns(texts, text_of, _read(texts, columns))
 
     def mask(self, filter: Filter) -> BoolArray:
@@ -461,15 +349,9 @@ class MetadataColumns:
         _require_filter(filter)
         with self._lock:
             if (mask := self._masks.get(filter)) is None:
-<<<<<<< HEAD
-                new = {field: _Column({}, self._text_of[:0]) for field in _fields(filter)}
-                if new := {field: column for field, column in new.items() if field not in self._columns}:
-                    self._columns |= _read(self._texts, new)
-=======
                 fields = set(_fields(filter)) - set(self._columns)
                 nothing = _Column({}, np.zeros(0, dtype=np.int32))
                 self._columns |= _read(self._texts, dict.fromkeys(fields, nothing))
->>>>>>> filters
                 mask = np.append(self._evaluated(filter), False)[self._text_of]  # dead rows take the last
                 mask.setflags(write=False)
                 self._masks[filter] = mask
@@ -501,26 +383,6 @@ class MetadataColumns:
         return column.hits(filter)[column.codes]
 
 
-<<<<<<< HEAD
-def _read(texts: dict[str, int], columns: Mapping[str, _Column]) -> dict[str, _Column]:
-    """Columns over all texts, from columns over the first of them."""
-    grown = {field: (dict(column.places), column.codes.tolist()) for field, column in columns.items()}
-    done = min((len(codes) for _, codes in grown.values()), default=len(texts))
-    left = islice(texts, done, None)
-    while some := list(islice(left, PARSED_AT_ONCE)):
-        parsed = _parsed(some)
-        for field, (places, codes) in grown.items():
-            for metadata in parsed:
-                value = metadata[field] if field in metadata else _find(metadata, field)
-                if value is _MISSING:
-                    codes.append(-1)
-                    continue
-                if type(value) is not str:  # most are, and need no call
-                    value = _freeze(value, field, allow_nan=True)
-                codes.append(places.setdefault(value, len(places)))
-    return {
-        field: _Column(places, np.array(codes, dtype=np.int32)) for field, (places, codes) in grown.items()
-=======
 def _read(texts: Iterable[str], columns: Mapping[str, _Column]) -> dict[str, _Column]:
     """Columns over all texts, from columns over the same first of them."""
     known = {field: dict(column.places) for field, column in columns.items()}
@@ -538,20 +400,11 @@ def _read(texts: Iterable[str], columns: Mapping[str, _Column]) -> dict[str, _Co
     return {
         field: _Column(known[field], np.append(column.codes, np.array(found[field], dtype=np.int32)))
         for field, column in columns.items()
->>>>>>> filters
     }
 
 
 def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
     try:
-<<<<<<< HEAD
-        parsed = json.loads(f"[{','.join(texts)}]")
-    except ValueError:
-        parsed = []
-    if len(parsed) != len(texts) or not all(isinstance(metadata, dict) for metadata in parsed):
-        raise InvalidInputError(
-            f"Stored metadata is not the JSON text of an object: {next(filter(_is_broken, texts))!r}."
-=======
         parsed: list[Any] = json.loads(f"[{','.join(texts)}]")
     except ValueError:
         parsed = []
@@ -559,30 +412,15 @@ def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
         raise IndexCorruptError(
             f"Of {len(texts)} stored metadata, from {texts[0][:80]!r} on, one is not the JSON text of an "
             "object: what stores them is damaged. Restore it from a copy, or make it anew."
->>>>>>> filters
         )
     return parsed
 
 
-<<<<<<< HEAD
-def _is_broken(text: str) -> bool:
-    try:
-        return not isinstance(json.loads(text), dict)
-    except ValueError:
-        return True
-
-
-=======
->>>>>>> filters
 def _find(metadata: Mapping[str, Any], field: str) -> Any:
     """The value of a field, or _MISSING."""
     while field not in metadata:
         head, _, field = field.partition(".")
-<<<<<<< HEAD
-        metadata = metadata.get(head, _MISSING)  # type: ignore[assignment]
-=======
         metadata = metadata.get(head, _MISSING)
->>>>>>> filters
         if not isinstance(metadata, Mapping):
             return _MISSING
     return metadata[field]
@@ -600,11 +438,7 @@ def _freeze(value: Any, what: str, *, allow_nan: bool = False) -> Frozen:
     if isinstance(value, list | tuple):
         return tuple(_freeze(v, what, allow_nan=allow_nan) for v in value)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-<<<<<<< HEAD
-        return frozenset((str(k), _freeze(v, what, allow_nan=allow_nan)) for k, v in value.items())
-=======
         return frozenset((str.__str__(k), _freeze(v, what, allow_nan=allow_nan)) for k, v in value.items())
->>>>>>> filters
     raise InvalidInputError(
         f"{what} must be JSON (None, bool, int, float but not NaN, str, list, dict with str keys), not "
         f"{value!r} of type {type(value).__name__}. Turn dates and other objects into text or numbers."
@@ -619,19 +453,6 @@ def _thaw(value: Frozen) -> Any:
     return value.value if isinstance(value, _Truth) else value
 
 
-<<<<<<< HEAD
-_ANY_JSON: tuple[Callable[[Frozen], bool], str] = (lambda value: True, "")
-# What each operator compares with; all others with any JSON.
-_EXPECTED: dict[str, tuple[Callable[[Frozen], bool], str]] = {
-    **dict.fromkeys(_COMPARE, (lambda v: isinstance(v, int | float | str), "a number or a str")),
-    **dict.fromkeys(("in", "nin", "any", "all"), (lambda v: isinstance(v, tuple), "a list of values")),
-    **dict.fromkeys(("text_match", "text_match_insensitive"), (lambda v: isinstance(v, str), "a str")),
-    **dict.fromkeys(("is_empty", "exists"), (lambda v: isinstance(v, _Truth), "True or False")),
-}
-
-
-=======
->>>>>>> filters
 def _holds_for_missing(condition: Condition) -> bool:
     if condition.op in ("is_empty", "exists"):
         return (condition.op == "is_empty") is (condition.frozen is _Truth.TRUE)
@@ -650,42 +471,6 @@ def _fitting(condition: Condition) -> set[str]:
     return {"null", "text"} if op in ("text_match", "text_match_insensitive") else set(_KIND_NAMES)
 
 
-<<<<<<< HEAD
-def _test(condition: Condition) -> Callable[[Frozen], bool]:
-    """The condition as a function of a stored value; false of one that it refuses, and of null."""
-    op, value = condition.op, condition.frozen
-    kind = type(value)
-    if op in _COMPARE:
-        compare = _COMPARE[op]
-        return lambda v: _KINDS[type(v)] == _KINDS[kind] and compare(v, value)
-    if isinstance(value, tuple) and op in ("in", "nin", "any", "all"):
-        values = frozenset(value)
-        return {
-            "in": lambda v: v in values,
-            "nin": lambda v: v not in values,
-            "any": lambda v: isinstance(v, tuple) and not values.isdisjoint(v),
-            "all": lambda v: isinstance(v, tuple) and values.issubset(v),
-        }[op]
-    if op == "contains":
-        return lambda v: (isinstance(v, tuple) or (isinstance(v, str) and kind is str)) and value in v  # type: ignore[operator]
-    if op in ("text_match", "text_match_insensitive"):
-        norm = _folded if op == "text_match_insensitive" else _nfkc
-        text = norm(str(value))
-        return lambda v: isinstance(v, str) and text in norm(v)
-    if op == "is_empty":
-        return lambda v: (v in (None, "", ())) is (value is _Truth.TRUE)
-    return {"==": lambda v: v == value, "!=": lambda v: v != value, "exists": lambda v: value is _Truth.TRUE}[
-        op
-    ]
-
-
-def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
-=======
 def _wanted(condition: Condition) -> tuple[Frozen, ...]:
     """The values of which a stored one equals one, or has some."""
     value = condition.frozen
@@ -713,7 +498,6 @@ def _test(condition: Condition) -> Callable[[Frozen], bool]:
     if op == "contains":
         return lambda v: isinstance(v, tuple | str) and value in v
     return lambda v: (v in wanted) is (op in ("==", "in"))
->>>>>>> filters
 
 
 def _fields(filter: Filter) -> Iterator[str]:
