@@ -163,11 +163,20 @@ class Tokenizer:
             (n_tokens, 2) int64 of start and end, one row for each id of `documents([text])`. Tokens that
             are not of the text (special tokens, marker, prompt) have -1, -1.
         """
-        return self._spans(text, self._document)
+        return self._read(text, self._document)[1]
+
+    def kept_spans(self, text: str) -> IntArray:
+        """`document_spans` of those tokens whose embeddings a document keeps, as the encoder returns them.
+
+        Returns:
+            (d_tokens, 2) int64.
+        """
+        ids, spans = self._read(text, self._document)
+        return spans[self.kept(ids)]
 
     def query_spans(self, text: str) -> IntArray:
         """`document_spans` for a query: one row for each id of `queries([text])`."""
-        spans = self._spans(text, self._query)
+        _, spans = self._read(text, self._query)
         return np.concatenate([spans, np.full((self._n_masks(len(spans)), 2), -1, dtype=np.int64)])
 
     def _n_masks(self, n: int) -> int:
@@ -207,7 +216,8 @@ class Tokenizer:
                 ids = self.subwords.ids(lead + text[:end])
             yield ids[:room], max(0, len(ids) - room)
 
-    def _spans(self, text: str, frame: _Frame) -> IntArray:
+    def _read(self, text: str, frame: _Frame) -> tuple[IdArray, IntArray]:
+        """(n_tokens,) ids of a raw text within the frame, and their (n_tokens, 2) spans."""
         n_lead, room = len(frame.lead), self._room(frame)
         size = HEAD_CHARS_PER_TOKEN * room
         ids, spans = self.subwords.ids_and_spans(frame.lead + text[:size])
@@ -218,10 +228,13 @@ class Tokenizer:
             (max(start - n_lead, 0), end - n_lead) if end > n_lead else (-1, -1)
             for start, end in spans[:room]
         ]
-        framed = [(-1, -1)] * len(self.special.prefix) + own + [(-1, -1)] * len(self.special.suffix)
+        special = self.special
+        row = [*special.prefix, *ids[:room], *special.suffix]
+        framed = [(-1, -1)] * len(special.prefix) + own + [(-1, -1)] * len(special.suffix)
         if frame.marker is not None:
-            framed[1 : 2 if frame.in_place else 1] = [(-1, -1)]
-        return np.array(framed, dtype=np.int64).reshape(-1, 2)
+            stop = 2 if frame.in_place else 1
+            row[1:stop], framed[1:stop] = [frame.marker], [(-1, -1)]
+        return np.array(row, dtype=np.int32), np.array(framed, dtype=np.int64).reshape(-1, 2)
 
 
 def has_tokenizer(folder: Path) -> bool:

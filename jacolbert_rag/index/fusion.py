@@ -50,7 +50,7 @@ def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:
 
 def similarity(maxsim: FloatArray, q_tokens: int) -> FloatArray:
     """MaxSim's mean over the query's tokens, within [0, 1]."""
-    return np.clip(maxsim / max(q_tokens, 1), 0.0, 1.0)
+    return np.clip(maxsim / np.float32(max(q_tokens, 1)), 0.0, 1.0).astype(np.float32)
 
 
 def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:
@@ -59,4 +59,6 @@ def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:
     A model finds something near for every question; a question that nothing answers shares few of its
     telling terms with what is found.
     """
-    return (similarity + COVERAGE_WEIGHT * coverage) / (1.0 + COVERAGE_WEIGHT)
+    weight = np.float32(COVERAGE_WEIGHT)
+    mean: FloatArray = (similarity + weight * coverage) / (1 + weight)
+    return mean

@@ -29,30 +29,45 @@ def pool_documents(docs: TokenEmbeddings, config: PoolingConfig) -> TokenEmbeddi
         Ragged documents of max((d_tokens - protected) // factor, 1) + protected tokens, clusters in
         the order of their first token; a document that would not shrink is kept whole.
     """
+    return pool_with_members(docs, config)[0]
+
+
+def pool_with_members(
+    docs: TokenEmbeddings, config: PoolingConfig
+) -> tuple[TokenEmbeddings, list[IntArray] | None]:
+    """`pool_documents`, and for each token that a document had, (d_tokens,) int64, the one that took it in.
+
+    The second is None where nothing is pooled.
+    """
     if config.factor == 1:
-        return docs
-    pooled = [_pool_document(tokens.astype(np.float32), config) for tokens in docs]
+        return docs, None
+    pooled, members = [], []
+    for tokens in docs:
+        means, labels = _pool_document(tokens.astype(np.float32), config)
+        pooled.append(means)
+        members.append(labels)
     flat = np.concatenate([np.empty((0, docs.dim), dtype=np.float32), *pooled])
-    return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled]))
+    return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled])), members
 
 
-def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
+def _pool_document(tokens: FloatArray, config: PoolingConfig) -> tuple[FloatArray, IntArray]:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     kept, rest = tokens[: config.protected], tokens[config.protected :]
     n_clusters = max(len(rest) // config.factor, 1)
     if n_clusters >= len(rest):
-        return tokens
+        return tokens, np.arange(len(tokens), dtype=np.int64)
     upper = np.triu_indices(len(rest), k=1)
     tree = linkage(1.0 - (rest @ rest.T)[upper], method="ward")
     labels = fcluster(tree, t=n_clusters, criterion="maxclust")
     # Number the clusters by their first token, so that pooled documents keep the order of the text.
     _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-    labels = np.argsort(np.argsort(first))[labels]
+    labels = np.argsort(np.argsort(first))[labels].astype(np.int64)
     sums = np.zeros((len(first), tokens.shape[1]), dtype=np.float32)
     np.add.at(sums, labels, rest)
     counts = np.bincount(labels)[:, None].astype(np.float32)
-    return np.concatenate([kept, sums / counts])
+    members = np.concatenate([np.arange(len(kept), dtype=np.int64), len(kept) + labels])
+    return np.concatenate([kept, sums / counts]), members
 
 
 @dataclass(frozen=True)
@@ -172,7 +187,3 @@ def _unit(rows: TokenArray) -> FloatArray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: FloatArray = (rows / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32, copy=False)
     return unit
-
-
-def pool_with_members(d, c):
-    return pool_documents(d, c), None

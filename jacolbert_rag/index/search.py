@@ -179,4 +179,6 @@ def _embeddings(question: Question) -> TokenArray:
 
 def _together(questions: Sequence[Question]) -> TokenEmbeddings:
     each = [_embeddings(question) for question in questions]
-    return TokenEmbeddings(np.concatenate(each), offsets_of([len(tokens) for tokens in each]))
+    return TokenEmbeddings(
+        np.concatenate(each).astype(np.float32), offsets_of([len(tokens) for tokens in each])
+    )
