@@ -31,7 +31,8 @@ def fuse(maxsim: FloatArray, bm25: FloatArray, config: LexicalConfig) -> FloatAr
         second[bm25 <= 0] = 0.0
     else:
         first, second = _scaled(maxsim), _scaled(bm25)
-    return ((1 - weight) * first + weight * second).astype(np.float32)
+    fused: FloatArray = ((1 - weight) * first + weight * second).astype(np.float32)
+    return fused
 
 
 def _scaled(scores: FloatArray) -> FloatArray:
@@ -39,13 +40,14 @@ def _scaled(scores: FloatArray) -> FloatArray:
     if not len(scores):
         return scores
     low, high = scores.min(), scores.max()
-    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+    scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+    return scaled.astype(np.float32)
 
 
 def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:
     ranks = np.empty(len(scores), dtype=np.float32)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-    return (k + 1) / (k + ranks)
+    return ((k + 1) / (k + ranks)).astype(np.float32)
 
 
 def similarity(maxsim: FloatArray, q_tokens: int) -> FloatArray:
@@ -60,5 +62,4 @@ def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:
     telling terms with what is found.
     """
     weight = np.float32(COVERAGE_WEIGHT)
-    mean: FloatArray = (similarity + weight * coverage) / (1 + weight)
-    return mean
+    return ((similarity + weight * coverage) / (1 + weight)).astype(np.float32)

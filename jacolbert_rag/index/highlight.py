@@ -1,8 +1,8 @@
 """Which characters of a document answered a query.
 
 Each token of the query takes the token of the document that MaxSim takes for it; offsets tell which
-characters those are. The terms that full-text search counts are marked wherever they stand. Weak matches are told, but
-not marked: MaxSim finds something for every token.
+characters those are. The terms that full-text search counts are marked wherever they stand. Weak matches are
+told, but not marked: MaxSim finds something for every token.
 """
 
 from __future__ import annotations
