@@ -11,8 +11,20 @@ from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.encode.words import WordSegmenter
 
 MAKER = TermMaker()
-AWKWARD = ("㍿", "½", "カ゛", "𠮷野家", "ﾊﾞｰ", "東京都", "ＡＢＣ－１２３", "1,000円", "\x00", "\ud800", " \u3000",
-           "👨‍👩‍👧", "C++", "、", "サーバー", "書いた", "㌔", "\u2028", "1.5", "-", "のだ", "\t\n")  # fmt: skip
+AWKWARD = (
+    "㍿",
+    "½",
+    "カ゛",
+    "𠮷野家",
+    "ﾊﾞｰ",
+    "東京都",
+    "ＡＢＣ－１２３",
+    "1,000円",
+    "\x00",
+    "\ud800",
+    " \u3000",
+)
+AWKWARD += ("👨‍👩‍👧", "C++", "、", "サーバー", "書いた", "㌔", "\u2028", "1.5", "-", "のだ", "\t\n")
 
 
 @pytest.mark.parametrize(

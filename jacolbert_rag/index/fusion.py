@@ -41,7 +41,8 @@ def _scaled(scores: FloatArray) -> FloatArray:
         return scores
     low, high = scores.min(), scores.max()
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    return scaled.astype(np.float32)
+    found: FloatArray = scaled.astype(np.float32)
+    return found
 
 
 def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:

@@ -179,6 +179,5 @@ def _embeddings(question: Question) -> TokenArray:
 
 def _together(questions: Sequence[Question]) -> TokenEmbeddings:
     each = [_embeddings(question) for question in questions]
-    return TokenEmbeddings(
-        np.concatenate(each).astype(np.float32), offsets_of([len(tokens) for tokens in each])
-    )
+    flat = np.concatenate(each).astype(np.float32)
+    return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in each]))
