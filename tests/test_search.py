@@ -214,7 +214,8 @@ def many() -> list[Document]:
     ]
 
 
-def test_calibration_is_stored_and_used(retriever: JaColBERTRetriever, tmp_path: Path) -> None:
+def test_calibration_is_stored_and_used(tmp_path: Path) -> None:
+    retriever = JaColBERTRetriever.from_pretrained()
     retriever.add(many())
     with pytest.raises(InvalidInputError, match="calibrate"):
         retriever.search("東京の祭り", abstain=True)

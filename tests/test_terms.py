@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jacolbert_rag.encode.normalize import clean
@@ -92,6 +92,7 @@ def test_spans_are_terms_and_lie_in_the_text(pieces: list[str], fold: bool) -> N
     assert all(term for term, _, _ in spans)
 
 
+@example(["\u2028:"])
 @given(st.lists(st.sampled_from(AWKWARD) | st.text(max_size=4), max_size=8))
 def test_tagged_words_are_the_words(pieces: list[str]) -> None:
     cleaned = clean("".join(pieces))

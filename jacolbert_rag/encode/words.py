@@ -77,8 +77,8 @@ class WordSegmenter:
         finally:
             _IDLE_ANALYZERS.append(analyzer)
         words = (TaggedWord(*line.split("\t")[:-1]) for line in lines if line)
-        # As in `words`: what NFKC leaves of white space is no word.
-        return [word for word in words if not word.surface.isspace()]
+        # As in `words`: what NFKC leaves of white space ends a word, and is none.
+        return [word._replace(surface=part) for word in words for part in word.surface.split()]
 
     @staticmethod
     def _new_tagger(output: str) -> Any:

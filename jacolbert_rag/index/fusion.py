@@ -48,7 +48,8 @@ def _scaled(scores: FloatArray) -> FloatArray:
 def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:
     ranks = np.empty(len(scores), dtype=np.float32)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-    return ((k + 1) / (k + ranks)).astype(np.float32)
+    reciprocal: FloatArray = ((k + 1) / (k + ranks)).astype(np.float32)
+    return reciprocal
 
 
 def similarity(maxsim: FloatArray, q_tokens: int) -> FloatArray:
