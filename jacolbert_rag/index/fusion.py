@@ -64,4 +64,5 @@ def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:
     telling terms with what is found.
     """
     weight = np.float32(COVERAGE_WEIGHT)
-    return ((similarity + weight * coverage) / (1 + weight)).astype(np.float32)
+    mean: FloatArray = ((similarity + weight * coverage) / (1 + weight)).astype(np.float32)
+    return mean

@@ -51,8 +51,9 @@ class Columns:
                 return MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
             if known is None or restated != self.restated or snapshot.n_rows < self.n_rows:
                 known = MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
-            elif snapshot.n_rows > self.n_rows:
-                known = known.extended(database.metadata(sql, self.n_rows), snapshot.n_rows)
+            elif snapshot.generation > self.generation:
+                added, dead = database.metadata(sql, self.n_rows), np.flatnonzero(~snapshot.live)
+                known = known.extended(added, snapshot.n_rows, dead=dead.tolist())
             self.generation, self.restated, self.n_rows = snapshot.generation, restated, snapshot.n_rows
             self.columns = known
             return known
