@@ -15,7 +15,7 @@ import numpy as np
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.splitter import parent_of
-from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
+from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
 from jacolbert_rag.llama_index import (
     NODE_KEYS,
@@ -26,22 +26,17 @@ from jacolbert_rag.llama_index import (
     to_filter,
 )
 
-try:
-    from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-    from llama_index.core.bridge.pydantic import ConfigDict, Field
-    from llama_index.core.schema import BaseNode, MetadataMode
-    from llama_index.core.vector_stores.types import (
-        BasePydanticVectorStore,
-        MetadataFilters,
-        VectorStoreQuery,
-        VectorStoreQueryResult,
-    )
-except ModuleNotFoundError as error:
-    if error.name not in ("llama_index", "llama_index.core"):
-        raise
-    raise OptionalDependencyError(
-        "jacolbert_rag.llama_index needs llama-index-core. Run: pip install 'jacolbert-rag[llama-index]'"
-    ) from error
+# The module above says what to install where the framework is missing, so it comes first.
+# isort: split
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
 
 if TYPE_CHECKING:
     from jacolbert_rag.index.view import View
