@@ -8,12 +8,12 @@ text and metadata, so the same document added twice, in one call or in two, is s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
-from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions
-from jacolbert_rag.datatypes import Document
+from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
+from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 
 try:
@@ -40,18 +40,55 @@ if TYPE_CHECKING:
     from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter as JaColBERTTextSplitter
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
+# Conditions on metadata (`jacolbert_rag.index.filters.parse`), or a function that is asked of every document.
+GivenFilter: TypeAlias = Mapping[str, Any] | Callable[[LangChainDocument], bool]
+
+
+class SearchOptions(TypedDict, total=False):
+    """How to search: keyword arguments of the vector store's searches, and fields of the retriever."""
+
+    filter: GivenFilter | None
+    mode: SearchMode
+    highlight: bool
+    abstain: bool
+
+
+class RetrieverFields(SearchOptions, total=False):
+    """Fields of `JaColBERTRetriever`, but for the engine."""
+
+    k: int
+    score_key: str | None
+
+
+class RetrieverOptions(RetrieverFields, EngineOptions, total=False):
+    """Keyword arguments of `JaColBERTRetriever.from_pretrained`."""
+
+
+class RetrieverLoadOptions(RetrieverFields, LoadOptions, total=False):
+    """Keyword arguments of `JaColBERTRetriever.load`."""
+
 
 class JaColBERTRetriever(BaseRetriever):
     """A JaColBERT index as a LangChain retriever.
 
         retriever = JaColBERTRetriever.from_texts(["琵琶湖は日本最大の湖である。"], k=1)
         retriever.invoke("日本で一番大きい湖は？")
-        retriever.invoke("日本で一番大きい湖は？", k=3)  # for this call
+        retriever.invoke("日本で一番大きい湖は？", k=3, filter={"lang": "ja"})  # for this call
+
+    `invoke`, `batch` and their async twins take `k`, `mode`, `filter`, `highlight` and `abstain` in place of
+    the attributes; `filter={}` lets every document through.
 
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
-        k: documents of an answer, at least 1; `invoke`, `batch` and their async twins take another.
-        score_key: metadata key of the raw MaxSim score in results; None leaves it out.
+        k: documents of an answer, at least 1.
+        score_key: metadata key of the score in results (`jacolbert_rag.Hit.score`); None leaves it out.
+        mode: "jacolbert" finds by token embeddings, "bm25" by words, "hybrid" by both.
+        filter: what documents must be to be found: conditions on metadata, such as
+            {"lang": "ja", "year": {"$gte": 2020}}, or a function of a LangChain document, which is asked of
+            every one.
+        highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of results: scores that mean
+            the same for every query, and which characters answered.
+        abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -60,23 +97,20 @@ class JaColBERTRetriever(BaseRetriever):
     engine: Any = Field(exclude=True, repr=False)
     k: int = 4
     score_key: str | None = "relevance_score"
+    mode: SearchMode = "jacolbert"
+    filter: Any = None
+    highlight: bool = False
+    abstain: bool = False
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path | None = None,
-        *,
-        k: int = 4,
-        score_key: str | None = "relevance_score",
-        **options: Unpack[EngineOptions],
-    ) -> Self:
+    def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[RetrieverOptions]) -> Self:
         """A retriever with this model, over a saved index or over none yet.
 
-        `k` and `score_key` are the attributes; the other arguments and what is raised are those of
-        `jacolbert_rag.JaColBERTRetriever.from_pretrained`.
+        Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, which
+        tells what is raised.
         """
-        engine = _engine_class().from_pretrained(model, **options)
-        return cls(engine=engine, k=k, score_key=score_key)
+        fields, rest = _split(options)
+        return cls(engine=_engine_class().from_pretrained(model, **rest), **fields)
 
     @classmethod
     def from_texts(
@@ -86,13 +120,10 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         ids: Sequence[str | None] | None = None,
         model: str | Path | None = None,
-        k: int = 4,
-        score_key: str | None = "relevance_score",
-        **options: Unpack[EngineOptions],
+        **options: Unpack[RetrieverOptions],
     ) -> Self:
         """A retriever over these texts; see `add_texts`, and `from_pretrained` for the rest."""
-        documents = _documents(texts, metadatas)
-        return cls.from_documents(documents, ids=ids, model=model, k=k, score_key=score_key, **options)
+        return cls.from_documents(_documents(texts, metadatas), ids=ids, model=model, **options)
 
     @classmethod
     def from_documents(
@@ -101,27 +132,21 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         ids: Sequence[str | None] | None = None,
         model: str | Path | None = None,
-        k: int = 4,
-        score_key: str | None = "relevance_score",
-        **options: Unpack[EngineOptions],
+        **options: Unpack[RetrieverOptions],
     ) -> Self:
         """A retriever over these documents; see `add_documents`, and `from_pretrained` for the rest."""
-        retriever = cls.from_pretrained(model, k=k, score_key=score_key, **options)
+        retriever = cls.from_pretrained(model, **options)
         retriever.add_documents(documents, ids=ids)
         return retriever
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        k: int = 4,
-        score_key: str | None = "relevance_score",
-        **options: Unpack[LoadOptions],
-    ) -> Self:
-        """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
-        engine = _engine_class().load(path, **options)
-        return cls(engine=engine, k=k, score_key=score_key)
+    def load(cls, path: str | Path, **options: Unpack[RetrieverLoadOptions]) -> Self:
+        """A saved index with the model that made it.
+
+        Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.load`.
+        """
+        fields, rest = _split(options)
+        return cls(engine=_engine_class().load(path, **rest), **fields)
 
     def add_texts(
         self,
@@ -161,11 +186,23 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
+        mode: SearchMode | None = None,
+        filter: GivenFilter | None = None,
+        highlight: bool | None = None,
+        abstain: bool | None = None,
         verbose: bool = False,
     ) -> list[LangChainDocument]:
         """The best k documents. `invoke` forwards its `verbose`, which the callbacks have seen to."""
-        hits = self.engine.search(query, self.k if k is None else k)
-        return [_result(hit.document, self.score_key, hit.score) for hit in hits]
+        highlight = self.highlight if highlight is None else highlight
+        hits = self.engine.search(
+            query,
+            self.k if k is None else k,
+            mode=self.mode if mode is None else mode,
+            filter=_native(self.filter if filter is None else filter),
+            highlight=highlight,
+            abstain=self.abstain if abstain is None else abstain,
+        )
+        return [_found(hit, self.score_key, details=highlight) for hit in hits]
 
     async def _aget_relevant_documents(
         self,
@@ -173,10 +210,22 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
+        mode: SearchMode | None = None,
+        filter: GivenFilter | None = None,
+        highlight: bool | None = None,
+        abstain: bool | None = None,
         verbose: bool = False,
     ) -> list[LangChainDocument]:
         return await run_in_executor(
-            None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
+            None,
+            self._get_relevant_documents,
+            query,
+            run_manager=run_manager.get_sync(),
+            k=k,
+            mode=mode,
+            filter=filter,
+            highlight=highlight,
+            abstain=abstain,
         )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
@@ -188,14 +237,28 @@ class JaColBERTRetriever(BaseRetriever):
         )
 
 
+_NO_VECTOR = (
+    "A query has one embedding for each of its tokens here, so there is no search by one vector. Pass the "
+    "text to similarity_search."
+)
+_NO_MMR = (
+    "MMR compares documents by one vector each, and they have one for each token here. Use "
+    'search_type="similarity" and drop near-equal documents, for instance by a key of their metadata.'
+)
+
+
 class JaColBERTVectorStore(VectorStore):
     """A JaColBERT index as a LangChain vector store, such as `langchain_core.indexing.index` fills.
 
         store = JaColBERTVectorStore.from_texts(["琵琶湖は日本最大の湖である。"])
         store.similarity_search("日本で一番大きい湖は？", k=1)
 
-    The model embeds each token, so there is no `Embeddings`: arguments of that name are ignored, and search
-    by a vector and MMR are not there. Nor are filters: `filter` is refused.
+        store.similarity_search("湖の面積", mode="hybrid", filter={"year": {"$gte": 2020}})
+        store.as_retriever(search_kwargs={"k": 3, "filter": {"lang": "ja"}})
+
+    Searches take `filter`, `mode`, `highlight` and `abstain`, which are those of `JaColBERTRetriever`. The
+    model embeds each token, so there is no `Embeddings`: arguments of that name are ignored, and search by a
+    vector and MMR are refused.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -311,40 +374,80 @@ class JaColBERTVectorStore(VectorStore):
         """The documents of these ids, in order; unknown ids are passed over."""
         return [_result(document) for document in self.engine.get(ids)]
 
-    def similarity_search(  # type: ignore[override]
-        self, query: str, k: int = 4, *, filter: None = None, verbose: bool = False
+    def similarity_search(  # type: ignore[override]  # as above
+        self, query: str, k: int = 4, *, verbose: bool = False, **options: Unpack[SearchOptions]
     ) -> list[LangChainDocument]:
-        """The best k documents, without scores in their metadata."""
-        return [document for document, _ in self.similarity_search_with_score(query, k, filter=filter)]
+        """The best k documents, without scores in their metadata unless `highlight` asks for them."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **options)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: None = None, verbose: bool = False
+        self, query: str, k: int = 4, *, verbose: bool = False, **options: Unpack[SearchOptions]
     ) -> list[tuple[LangChainDocument, float]]:
-        """The best k documents, each with its raw MaxSim score: the higher, the better."""
-        if filter is not None:
-            raise InvalidInputError(
-                "Metadata filters are not implemented in this version, and ignoring one would return "
-                "documents that it excludes. Leave `filter` out and drop results by their metadata, or keep "
-                "an index for each group of documents."
-            )
-        return [(_result(hit.document), hit.score) for hit in self.engine.search(query, k)]
+        """The best k documents, each with what they are ordered by: the higher, the better.
+
+        That is the raw MaxSim score, or BM25, or in hybrid search the fusion of both.
+        """
+        return [(document, hit.score) for document, hit in self._search(query, k, **options)]
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
+        self, query: str, k: int = 4, *, verbose: bool = False, **options: Any
     ) -> list[tuple[LangChainDocument, float]]:
-        """Scores within [0, 1]: the mean over the query's tokens of what MaxSim sums.
+        """Scores within [0, 1] that mean the same for every query: the confidence of each hit.
 
-        A query's token count is what a function of the score alone, `_select_relevance_score_fn`, cannot
-        know.
+        Full-text search knows no embeddings, and so no confidence: there it is the part of the query's
+        telling terms that a document has. The order stays that of the search.
         """
-        found = self.similarity_search_with_score(query, k, **kwargs)
-        n_tokens = int(self.engine.encoder.tokenizer.queries([query]).lengths[0])
-        return [(document, min(max(score / n_tokens, 0.0), 1.0)) for document, score in found]
+        return [(document, _relevance(hit)) for document, hit in self._search(query, k, **options)]
 
     async def _asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[LangChainDocument, float]]:
         return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
+
+    def _search(
+        self,
+        query: str,
+        k: int,
+        *,
+        filter: GivenFilter | None = None,
+        mode: SearchMode = "jacolbert",
+        highlight: bool = False,
+        abstain: bool = False,
+    ) -> list[tuple[LangChainDocument, Hit]]:
+        hits = self.engine.search(
+            query, k, mode=mode, filter=_native(filter), highlight=highlight, abstain=abstain
+        )
+        return [(_found(hit, None, details=highlight), hit) for hit in hits]
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[LangChainDocument]:
+        """Refused: a query has one embedding a token here.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_VECTOR)
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[LangChainDocument]:
+        """Refused: MMR compares documents by one vector each, and they have one a token here.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_MMR)
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[LangChainDocument]:
+        """Refused: see `max_marginal_relevance_search`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_MMR)
 
 
 class JaColBERTReranker(BaseDocumentCompressor):
@@ -458,9 +561,36 @@ def _one_each(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
     return values
 
 
-def _result(document: Document, score_key: str | None = None, score: float = 0.0) -> LangChainDocument:
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a constructor as the retriever's fields, and the rest."""
+    fields = {key: value for key, value in options.items() if key in RetrieverFields.__annotations__}
+    return fields, {key: value for key, value in options.items() if key not in fields}
+
+
+def _native(given: GivenFilter | None) -> Mapping[str, Any] | Callable[[Document], bool] | None:
+    """A filter as the engine takes it: a function is handed a LangChain document."""
+    if isinstance(given, Mapping) or not callable(given):
+        return given
+    return lambda document: given(_result(document))
+
+
+def _relevance(hit: Hit) -> float:
+    """A score within [0, 1] that means the same for every query."""
+    figures = ("confidence", "similarity", "coverage")
+    return next(hit.scores[name] for name in figures if name in hit.scores)
+
+
+def _found(hit: Hit, score_key: str | None, *, details: bool) -> LangChainDocument:
+    """A hit as a LangChain document."""
+    document = _result(hit.document)
+    if score_key is not None:
+        document.metadata[score_key] = hit.score
+    if details:
+        document.metadata[DETAILS_KEY] = hit.details()
+    return document
+
+
+def _result(document: Document) -> LangChainDocument:
     """A stored document as LangChain's; a title, for which LangChain has no place, joins the metadata."""
     metadata = {"title": document.title, **document.metadata} if document.title else dict(document.metadata)
-    if score_key is not None:
-        metadata[score_key] = score
     return LangChainDocument(id=document.id, page_content=document.text, metadata=metadata)

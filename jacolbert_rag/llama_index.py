@@ -1,22 +1,24 @@
-"""LlamaIndex's retriever, node postprocessor and node parser over a JaColBERTRetriever.
+"""LlamaIndex's retriever, vector store, node postprocessor and node parser over a JaColBERTRetriever.
 
 Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`. A node is stored whole, so it comes
 back with its id, metadata, relationships and excluded keys. Documents that came into an index another way
 come back as a `TextNode` with their metadata. Nodes that were passed in are never changed.
+`JaColBERTVectorStore` and `NoEmbedding` are here too, from a module of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions
-from jacolbert_rag.datatypes import Document
+from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
+from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf
 
 try:
     import llama_index.core.instrumentation as instrument
@@ -40,6 +42,12 @@ try:
     )
     from llama_index.core.schema import Document as LlamaIndexDocument
     from llama_index.core.utils import get_tqdm_iterable
+    from llama_index.core.vector_stores import (
+        FilterCondition,
+        FilterOperator,
+        MetadataFilter,
+        MetadataFilters,
+    )
     from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
     from pydantic import computed_field
 except ModuleNotFoundError as error:
@@ -51,12 +59,37 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from jacolbert_rag.llama_index_store import JaColBERTVectorStore as JaColBERTVectorStore
+    from jacolbert_rag.llama_index_store import NoEmbedding as NoEmbedding
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 # Metadata keys under which LlamaIndex's vector stores keep a node; `metadata_dict_to_node` reads them.
 NODE_KEYS = ("_node_content", "_node_type")
+# Metadata key of the document that a node is of, itself where it has none: for filters, which cannot read
+# what is packed. LlamaIndex's own names for it may be keys of the user's.
+SOURCE_KEY = "_ref_doc_id"
 
 dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # re-exported unmarked
+
+
+class RetrieverFields(TypedDict, total=False):
+    """Arguments of `JaColBERTRetriever` that its other constructors take too."""
+
+    similarity_top_k: int
+    filters: MetadataFilters | None
+    mode: SearchMode
+    highlight: bool
+    abstain: bool
+    metadata_mode: MetadataMode
+    callback_manager: CallbackManager | None
+
+
+class RetrieverOptions(RetrieverFields, EngineOptions, total=False):
+    """Keyword arguments of `JaColBERTRetriever.from_pretrained`."""
+
+
+class RetrieverLoadOptions(RetrieverFields, LoadOptions, total=False):
+    """Keyword arguments of `JaColBERTRetriever.load`."""
 
 
 class JaColBERTRetriever(BaseRetriever):
@@ -65,12 +98,19 @@ class JaColBERTRetriever(BaseRetriever):
         retriever = JaColBERTRetriever.from_documents([Document(text="琵琶湖は日本最大の湖である。")])
         retriever.retrieve("日本で一番大きい湖は？")
 
-    `NodeWithScore.score` is the raw MaxSim score: a sum over the query's tokens, so cutoffs made for cosines
-    let everything pass.
+    `NodeWithScore.score` is `jacolbert_rag.Hit.score`: the raw MaxSim score unless `mode` says otherwise, a
+    sum over the query's tokens, so cutoffs made for cosines let everything pass. Attributes may be set at any
+    time.
 
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
-        similarity_top_k: nodes of an answer, at least 1; may be set at any time.
+        similarity_top_k: nodes of an answer, at least 1.
+        filters: what nodes must be to be found; nested ones too.
+        mode: "jacolbert" finds by token embeddings, "bm25" by words, "hybrid" by both.
+        highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
+            mean the same for every query, and which characters answered. Neither prompts nor embeddings read
+            that key.
+        abstain: return nothing where nothing answers; the engine must have been calibrated.
         metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
     """
 
@@ -79,6 +119,10 @@ class JaColBERTRetriever(BaseRetriever):
         engine: Engine,
         similarity_top_k: int = 2,
         *,
+        filters: MetadataFilters | None = None,
+        mode: SearchMode = "jacolbert",
+        highlight: bool = False,
+        abstain: bool = False,
         metadata_mode: MetadataMode = MetadataMode.NONE,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -89,25 +133,21 @@ class JaColBERTRetriever(BaseRetriever):
         super().__init__(callback_manager, object_map, objects, verbose)
         self.engine = engine
         self.similarity_top_k = similarity_top_k
+        self.filters = filters
+        self.mode: SearchMode = mode
+        self.highlight = highlight
+        self.abstain = abstain
         self.metadata_mode = metadata_mode
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path | None = None,
-        *,
-        similarity_top_k: int = 2,
-        metadata_mode: MetadataMode = MetadataMode.NONE,
-        callback_manager: CallbackManager | None = None,
-        **options: Unpack[EngineOptions],
-    ) -> Self:
+    def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[RetrieverOptions]) -> Self:
         """A retriever with this model, over a saved index or over none yet.
 
-        `similarity_top_k` and `metadata_mode` are the attributes; the other arguments and what is raised are
-        those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`.
+        Options are the attributes and `callback_manager`, and those of
+        `jacolbert_rag.JaColBERTRetriever.from_pretrained`, which tells what is raised.
         """
-        engine = _engine_class().from_pretrained(model, **options)
-        return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
+        fields, rest = _split(options)
+        return cls(_engine_class().from_pretrained(model, **rest), **fields)
 
     @classmethod
     def from_nodes(
@@ -115,19 +155,10 @@ class JaColBERTRetriever(BaseRetriever):
         nodes: Iterable[BaseNode],
         *,
         model: str | Path | None = None,
-        similarity_top_k: int = 2,
-        metadata_mode: MetadataMode = MetadataMode.NONE,
-        callback_manager: CallbackManager | None = None,
-        **options: Unpack[EngineOptions],
+        **options: Unpack[RetrieverOptions],
     ) -> Self:
         """A retriever over these nodes; see `add_nodes`, and `from_pretrained` for the rest."""
-        retriever = cls.from_pretrained(
-            model,
-            similarity_top_k=similarity_top_k,
-            metadata_mode=metadata_mode,
-            callback_manager=callback_manager,
-            **options,
-        )
+        retriever = cls.from_pretrained(model, **options)
         retriever.add_nodes(nodes)
         return retriever
 
@@ -138,38 +169,24 @@ class JaColBERTRetriever(BaseRetriever):
         *,
         transformations: Sequence[TransformComponent] | None = None,
         model: str | Path | None = None,
-        similarity_top_k: int = 2,
-        metadata_mode: MetadataMode = MetadataMode.NONE,
-        callback_manager: CallbackManager | None = None,
-        **options: Unpack[EngineOptions],
+        **options: Unpack[RetrieverOptions],
     ) -> Self:
         """A retriever over documents, each of them one node unless `transformations` split them.
 
         See `from_pretrained` for the rest. `Settings` is not asked for a splitter.
         """
         nodes = run_transformations(list(documents), transformations or [])
-        return cls.from_nodes(
-            nodes,
-            model=model,
-            similarity_top_k=similarity_top_k,
-            metadata_mode=metadata_mode,
-            callback_manager=callback_manager,
-            **options,
-        )
+        return cls.from_nodes(nodes, model=model, **options)
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        similarity_top_k: int = 2,
-        metadata_mode: MetadataMode = MetadataMode.NONE,
-        callback_manager: CallbackManager | None = None,
-        **options: Unpack[LoadOptions],
-    ) -> Self:
-        """A saved index with the model that made it; see `jacolbert_rag.JaColBERTRetriever.load`."""
-        engine = _engine_class().load(path, **options)
-        return cls(engine, similarity_top_k, metadata_mode=metadata_mode, callback_manager=callback_manager)
+    def load(cls, path: str | Path, **options: Unpack[RetrieverLoadOptions]) -> Self:
+        """A saved index with the model that made it.
+
+        Options are those of `from_pretrained`, but for the engine's, which are those of
+        `jacolbert_rag.JaColBERTRetriever.load`.
+        """
+        fields, rest = _split(options)
+        return cls(_engine_class().load(path, **rest), **fields)
 
     def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
         """Store nodes; one whose id is there already is replaced.
@@ -180,17 +197,22 @@ class JaColBERTRetriever(BaseRetriever):
         Raises:
             InvalidInputError: a node has no text, or an id was given twice. Nothing was stored then.
         """
-        documents = [_document(_as_text_node(node), self.metadata_mode) for node in nodes]
-        self.engine.upsert(documents)
-        return [document.id for document in documents]
+        return store_nodes(self.engine, nodes, self.metadata_mode)
 
     def save(self, path: str | Path) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
         self.engine.save(path)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self.engine.search(query_bundle.query_str, self.similarity_top_k)
-        return [NodeWithScore(node=_node(hit.document), score=hit.score) for hit in hits]
+        hits = self.engine.search(
+            query_bundle.query_str,
+            self.similarity_top_k,
+            mode=self.mode,
+            filter=to_filter(self.filters) if self.filters is not None else None,
+            highlight=self.highlight,
+            abstain=self.abstain,
+        )
+        return [NodeWithScore(node=found_node(hit, details=self.highlight), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The base class would search on the event loop.
@@ -413,6 +435,55 @@ class JaColBERTNodeParser(NodeParser):
         return nodes
 
 
+def __getattr__(name: str) -> Any:
+    """The vector store's names from their module when they are asked for (PEP 562)."""
+    if name not in ("JaColBERTVectorStore", "NoEmbedding"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jacolbert_rag import llama_index_store
+
+    return getattr(llama_index_store, name)
+
+
+def to_filter(filters: MetadataFilters) -> Filter:
+    """LlamaIndex's conditions on metadata as the engine's; see `jacolbert_rag.index.filters` for operators.
+
+    "not" holds where none of its conditions does. `is_empty` takes no value: what is given is ignored. No
+    conditions at all let everything through.
+
+    Raises:
+        InvalidInputError: an operator or a condition is unknown, or a value none that the operator compares
+            with.
+    """
+    joins: dict[FilterCondition | None, type[AllOf | AnyOf | NoneOf]] = {
+        FilterCondition.AND: AllOf,
+        FilterCondition.OR: AnyOf,
+        FilterCondition.NOT: NoneOf,
+        None: AllOf,
+    }
+    if not isinstance(filters, MetadataFilters) or filters.condition not in joins:
+        condition = getattr(filters, "condition", None)
+        raise InvalidInputError(
+            f"filters is a {type(filters).__name__} of condition {condition!r}; expected MetadataFilters, "
+            "joined by and, or, or not."
+        )
+    parts = tuple(
+        _condition(part) if isinstance(part, MetadataFilter) else to_filter(part) for part in filters.filters
+    )
+    return joins[filters.condition](parts) if parts else AllOf(())
+
+
+def _condition(given: MetadataFilter) -> Condition:
+    # An operator is an Enum of texts, which are the engine's own; a newer one it refuses by name.
+    operator: Any = getattr(given.operator, "value", given.operator)
+    return Condition(given.key, operator, True if operator == FilterOperator.IS_EMPTY else given.value)
+
+
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a constructor as the retriever's own, and the rest."""
+    fields = {key: value for key, value in options.items() if key in RetrieverFields.__annotations__}
+    return fields, {key: value for key, value in options.items() if key not in fields}
+
+
 def _engine_class() -> type[Engine]:
     """The framework-free retriever, imported when one is made: it loads torch."""
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
@@ -442,16 +513,24 @@ def _title(node: BaseNode, mode: MetadataMode) -> str:
     return node.get_metadata_str(mode).strip()
 
 
+def store_nodes(engine: Engine, nodes: Iterable[BaseNode], mode: MetadataMode) -> list[str]:
+    """Store nodes in an engine; their ids, in order. See `JaColBERTRetriever.add_nodes`."""
+    documents = [_document(_as_text_node(node), mode) for node in nodes]
+    engine.upsert(documents)
+    return [document.id for document in documents]
+
+
 def _document(node: BaseNode, mode: MetadataMode) -> Document:
     """A node as a document to store: its text and metadata, readable by all, and the rest of it packed."""
     packed = node_to_metadata_dict(node, remove_text=True)
     # Not all of what is packed: LlamaIndex's doc_id and the like would replace a user's own keys.
     metadata = json.loads(packed["_node_content"])["metadata"]
     metadata |= {key: packed[key] for key in NODE_KEYS}
+    metadata[SOURCE_KEY] = node.ref_doc_id or node.node_id
     return Document(node.node_id, node.get_content(), metadata, title=_title(node, mode))
 
 
-def _node(document: Document) -> BaseNode:
+def stored_node(document: Document) -> BaseNode:
     """The node that was stored, or a text node of a document that was never one."""
     if all(key in document.metadata for key in NODE_KEYS):
         node = metadata_dict_to_node(dict(document.metadata), text=document.text)
@@ -459,3 +538,18 @@ def _node(document: Document) -> BaseNode:
         return node
     metadata = {"title": document.title, **document.metadata} if document.title else document.metadata
     return TextNode(id_=document.id, text=document.text, metadata=dict(metadata))
+
+
+def found_node(hit: Hit, *, details: bool) -> BaseNode:
+    """The node of a hit; with details of how it was found, which nothing that reads its metadata sees."""
+    node = stored_node(hit.document)
+    if details:
+        node.metadata[DETAILS_KEY] = hit.details()
+        hidden = (DETAILS_KEY, *NODE_KEYS)
+        node.excluded_embed_metadata_keys = _with(node.excluded_embed_metadata_keys, hidden)
+        node.excluded_llm_metadata_keys = _with(node.excluded_llm_metadata_keys, hidden)
+    return node
+
+
+def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*keys, *more]))

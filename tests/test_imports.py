@@ -73,7 +73,9 @@ ALLOWED: dict[str, set[str]] = {
                          "langchain", "llama_index", "progress"},
     "langchain": BASE | {"retriever", "langchain_splitter"},
     "langchain_splitter": BASE | {"langchain", "retriever", "encode.splitter"},
-    "llama_index": BASE | {"retriever", "encode.splitter"},
+    "llama_index": BASE | {"retriever", "encode.splitter", "index.filters", "llama_index_store"},
+    "llama_index_store": BASE | {"encode.splitter", "index.filters", "index.view", "llama_index",
+                                 "retriever"},
     "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
                       "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},
     "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index",
@@ -102,7 +104,7 @@ HOMES = {
     "fugashi": {"encode.words"},
     "langchain_core": {"langchain", "langchain_splitter"},
     "langchain_text_splitters": {"langchain_splitter"},
-    "llama_index": {"llama_index"},
+    "llama_index": {"llama_index", "llama_index_store"},
     "typer": {"cli"},
 }
 

@@ -1,0 +1,389 @@
+"""LlamaIndex's vector store over a JaColBERTRetriever, and the embedding that it goes without.
+
+Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+import numpy as np
+
+from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
+from jacolbert_rag.datatypes import Document
+from jacolbert_rag.encode.splitter import parent_of
+from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
+from jacolbert_rag.llama_index import (
+    NODE_KEYS,
+    SOURCE_KEY,
+    found_node,
+    store_nodes,
+    stored_node,
+    to_filter,
+)
+
+# The module above says what to install where the framework is missing, so it comes first.
+# isort: split
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
+
+if TYPE_CHECKING:
+    from jacolbert_rag.index.view import View
+    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+# By LlamaIndex's names for them.
+_MODES: dict[str, SearchMode] = {
+    "default": "jacolbert",
+    "hybrid": "hybrid",
+    "text_search": "bm25",
+    "sparse": "bm25",
+}
+
+
+class NoEmbedding(BaseEmbedding):
+    """Stands where LlamaIndex asks for an embedding model, and computes nothing.
+
+    Without it, `VectorStoreIndex` asks `Settings` for one, which is OpenAI's, and `IngestionPipeline` stores
+    no node at all: it passes over those that have no embedding.
+    """
+
+    model_name: str = "none"
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of this component in LlamaIndex's serialization."""
+        return "NoEmbedding"
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return [0.0]  # not empty: some of LlamaIndex takes the mean, or asks for the truth of it
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return [0.0]
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return [0.0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return [0.0]
+
+
+class StoreFields(TypedDict, total=False):
+    """Fields of `JaColBERTVectorStore`, but for the engine."""
+
+    metadata_mode: MetadataMode
+    highlight: bool
+    abstain: bool
+
+
+class StoreOptions(StoreFields, EngineOptions, total=False):
+    """Keyword arguments of `JaColBERTVectorStore.from_pretrained`."""
+
+
+class StoreLoadOptions(StoreFields, LoadOptions, total=False):
+    """Keyword arguments of `JaColBERTVectorStore.load`."""
+
+
+class JaColBERTVectorStore(BasePydanticVectorStore):
+    """A JaColBERT index as a LlamaIndex vector store, for `VectorStoreIndex` and `IngestionPipeline`.
+
+        store = JaColBERTVectorStore.from_pretrained()
+        index = VectorStoreIndex.from_vector_store(store, embed_model=NoEmbedding())
+        index.as_retriever(similarity_top_k=3, vector_store_query_mode="hybrid", filters=filters)
+
+        pipeline = IngestionPipeline(
+            transformations=[JaColBERTNodeParser.from_retriever(store), NoEmbedding()],
+            docstore=SimpleDocumentStore(),
+            docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+            vector_store=store,
+        )
+        pipeline.run(documents=documents)  # again when documents have changed or gone
+
+    The model embeds each token itself, so the embeddings of nodes are ignored; but LlamaIndex insists on
+    them. `NoEmbedding` must be the last transformation of a pipeline, which passes over nodes without one in
+    silence, and the `embed_model` of an index.
+
+    Query modes: "default" finds by token embeddings, "text_search" and "sparse" by words, "hybrid" by both.
+    Similarities are `jacolbert_rag.Hit.score`, by default the raw MaxSim score: a sum over the query's
+    tokens, so cutoffs made for cosines let everything pass.
+
+    Attributes:
+        engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
+        metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
+        highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
+            mean the same for every query, and which characters answered. Neither prompts nor embeddings read
+            that key.
+        abstain: return nothing where nothing answers; the engine must have been calibrated.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    stores_text: bool = True
+    is_embedding_query: bool = False
+    engine: Any = Field(exclude=True, repr=False)
+    metadata_mode: MetadataMode = MetadataMode.NONE
+    highlight: bool = False
+    abstain: bool = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of this component in LlamaIndex's serialization."""
+        return "JaColBERTVectorStore"
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[StoreOptions]) -> Self:
+        """A store with this model, over a saved index (`index=folder`) or an empty one.
+
+        Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, which
+        tells what is raised.
+        """
+        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+        fields, rest = _split(options)
+        return cls(engine=Engine.from_pretrained(model, **rest), **fields)
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Unpack[StoreLoadOptions]) -> Self:
+        """A saved or persisted index with the model that made it.
+
+        Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.load`.
+        """
+        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+        fields, rest = _split(options)
+        return cls(engine=Engine.load(path, **rest), **fields)
+
+    @property
+    def client(self) -> Engine:
+        """The engine."""
+        engine: Engine = self.engine
+        return engine
+
+    def persist(self, persist_path: str, fs: Any = None) -> None:
+        """Put the index into a folder, from which `load` reads it.
+
+        `StorageContext.persist("storage")` calls this with "storage/default__vector_store.json"; that is then
+        a folder.
+
+        Raises:
+            InvalidInputError: `fs` is not the local file system, or the folder holds something else.
+        """
+        if fs is not None and type(fs).__name__ != "LocalFileSystem":
+            raise InvalidInputError(
+                f"An index is a folder on a local disk, and fs is {type(fs).__name__}. Persist it locally, "
+                "and copy the folder while nothing writes to it."
+            )
+        self.engine.save(persist_path)
+
+    def add(self, nodes: Sequence[BaseNode]) -> list[str]:  # type: ignore[override]  # no unknown arguments
+        """Store nodes; one whose id is there already is replaced, and one that is the same left alone.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            InvalidInputError: a node has no text, or an id was given twice. Nothing was stored then.
+        """
+        return store_nodes(self.engine, nodes, self.metadata_mode)
+
+    def delete(self, ref_doc_id: str) -> None:  # type: ignore[override]
+        """Remove all nodes of a document; a node without one is its own."""
+        self.engine.delete(_ids_of(self.engine, ref_doc_id))
+
+    def delete_nodes(  # type: ignore[override]
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> None:
+        """Remove nodes: of these ids, that the filters let through, or both where both are given.
+
+        Raises:
+            InvalidInputError: neither was given.
+        """
+        if node_ids is None and filters is None:
+            raise InvalidInputError("delete_nodes needs node_ids or filters. To remove everything: clear().")
+        self.engine.delete([document.id for document in _documents(self.engine, node_ids, filters)])
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self.engine.delete(self.engine.ids())
+
+    def get_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """Nodes of these ids, in order, or all; those that the filters let through.
+
+        Unknown ids are passed over.
+        """
+        return [stored_node(document) for document in _documents(self.engine, node_ids, filters)]
+
+    def query(  # type: ignore[override]
+        self, query: VectorStoreQuery, *, highlight: bool | None = None, abstain: bool | None = None
+    ) -> VectorStoreQueryResult:
+        """The nodes that answer best.
+
+        Args:
+            query: its `query_str` is asked, not its embedding. `node_ids` restricts the search unless it is
+                empty, which is what `VectorStoreIndex` sends; `doc_ids` does so even then. They and `filters`
+                hold together.
+            highlight: in place of the attribute; a retriever takes `vector_store_kwargs={"highlight": True}`.
+            abstain: in place of the attribute.
+
+        Returns:
+            Nodes, ids and similarities, best first.
+
+        Raises:
+            InvalidInputError: there is no `query_str`, the mode is none of this store's, `alpha` or, in
+                hybrid search, `sparse_top_k` was given, or the engine refuses the rest.
+        """
+        if query.query_str is None:
+            raise InvalidInputError(
+                "The query has no query_str: a query has one embedding for each of its tokens here, so there "
+                "is no search by query_embedding. Pass the text: VectorStoreQuery(query_str=...)."
+            )
+        mode, k = _mode(query)
+        highlight = self.highlight if highlight is None else highlight
+        hits = self.engine.search(
+            query.query_str,
+            k,
+            mode=mode,
+            filter=_restriction(self.engine, query),
+            highlight=highlight,
+            abstain=self.abstain if abstain is None else abstain,
+        )
+        return VectorStoreQueryResult(
+            nodes=[found_node(hit, details=highlight) for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.id for hit in hits],
+        )
+
+    # The base class would do all of these on the event loop.
+
+    async def async_add(self, nodes: Sequence[BaseNode]) -> list[str]:  # type: ignore[override]
+        """`add` off the event loop."""
+        return await asyncio.to_thread(self.add, nodes)
+
+    async def adelete(self, ref_doc_id: str) -> None:  # type: ignore[override]
+        """`delete` off the event loop."""
+        await asyncio.to_thread(self.delete, ref_doc_id)
+
+    async def adelete_nodes(  # type: ignore[override]
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> None:
+        """`delete_nodes` off the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
+
+    async def aclear(self) -> None:
+        """`clear` off the event loop."""
+        await asyncio.to_thread(self.clear)
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """`get_nodes` off the event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    async def aquery(  # type: ignore[override]
+        self, query: VectorStoreQuery, *, highlight: bool | None = None, abstain: bool | None = None
+    ) -> VectorStoreQueryResult:
+        """`query` off the event loop."""
+        return await asyncio.to_thread(self.query, query, highlight=highlight, abstain=abstain)
+
+
+def _split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a constructor as the store's fields, and the rest."""
+    fields = {key: value for key, value in options.items() if key in StoreFields.__annotations__}
+    return fields, {key: value for key, value in options.items() if key not in fields}
+
+
+def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
+    """How a query wants nodes to be found, and how many of them."""
+    asked = getattr(query.mode, "value", query.mode)
+    if asked not in _MODES:
+        raise InvalidInputError(
+            f"This store has no query mode {asked!r}; expected one of {', '.join(_MODES)}. Others need one "
+            "vector for a query and for each node, and there is one for each token here."
+        )
+    mode = _MODES[asked]
+    if query.alpha is not None:
+        raise InvalidInputError(
+            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index: "
+            "IndexSettings(lexical=LexicalConfig(weight=...)). Leave alpha out."
+        )
+    if mode == "hybrid" and query.sparse_top_k is not None:
+        raise InvalidInputError(
+            f"sparse_top_k is {query.sparse_top_k!r}, but how many nodes full-text search proposes is a "
+            "setting of the index: IndexSettings(lexical=LexicalConfig(n_fused=...)). Leave sparse_top_k out."
+        )
+    wanted = {"hybrid": query.hybrid_top_k, "bm25": query.sparse_top_k}.get(mode)
+    return mode, query.similarity_top_k if wanted is None else wanted
+
+
+def _restriction(engine: Engine, query: VectorStoreQuery) -> Filter | Callable[[Document], bool] | None:
+    """What nodes must be to be found, as the engine takes it."""
+    parts = [to_filter(query.filters)] if query.filters is not None else []
+    tests: list[Callable[[Document], bool]] = []  # on what is not in the metadata: every document is read
+    if query.doc_ids is not None:
+        sources = set(query.doc_ids)
+        if _all_know_their_source(engine):
+            parts.append(Condition(SOURCE_KEY, "in", sorted(sources)))
+        else:
+            tests.append(lambda document: _source_of(document) in sources)
+    if query.node_ids:
+        ids = set(query.node_ids)
+        tests.append(lambda document: document.id in ids)
+    conditions = AllOf(tuple(parts))
+    if tests:
+        return lambda document: (
+            all(test(document) for test in tests) and matches(conditions, document.metadata)
+        )
+    return conditions if parts else None
+
+
+def _source_of(document: Document) -> str:
+    """Id of the document that a node is of; its own where it is of none."""
+    if SOURCE_KEY in document.metadata:
+        return str(document.metadata[SOURCE_KEY])
+    if all(key in document.metadata for key in NODE_KEYS):  # stored by an earlier version
+        return stored_node(document).ref_doc_id or document.id
+    return parent_of(document) or document.id
+
+
+def _all_know_their_source(engine: Engine) -> bool:
+    unknown = Condition(SOURCE_KEY, "exists", False)
+    return engine._read(lambda view: not view.allowed(unknown).any())
+
+
+def _ids_of(engine: Engine, source: str) -> list[str]:
+    """Ids of the nodes of a document."""
+    by_metadata = AnyOf(
+        (
+            Condition(SOURCE_KEY, "==", source),
+            # Of an earlier version, which packed the source away.
+            AllOf((Condition(NODE_KEYS[1], "exists", True), Condition(SOURCE_KEY, "exists", False))),
+        )
+    )
+
+    def work(view: View) -> list[str]:
+        rows = {*np.flatnonzero(view.allowed(by_metadata)).tolist(), *view.rows_of([source]).values()}
+        return [each.id for each in view.documents(sorted(rows)) if _source_of(each) == source]
+
+    return engine._read(work)
+
+
+def _documents(engine: Engine, ids: list[str] | None, filters: MetadataFilters | None) -> list[Document]:
+    """Stored documents of these ids, in order, or all; those that the filters let through."""
+    if filters is None:
+        return engine.get(ids) if ids is not None else list(engine)
+    conditions = to_filter(filters)
+    if ids is not None:
+        return [each for each in engine.get(ids) if matches(conditions, each.metadata)]
+    return engine._read(lambda view: view.documents(np.flatnonzero(view.allowed(conditions))))
