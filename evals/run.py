@@ -29,7 +29,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     data: Annotated[Path, typer.Option(help="Folder in BEIR layout, plain or .gz.", metavar="FOLDER")],
     split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")],
-    system: Annotated[list[str], typer.Option(help="bm25, jacolbert or jacolbert-exact; may be repeated.")],
+    system: Annotated[
+        list[str], typer.Option(help="bm25, jacolbert, jacolbert-exact or hybrid; may be repeated.")
+    ],
     json: Annotated[Path, typer.Option(help="Where the results go; overwritten.", metavar="FILE")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", metavar="N")] = None,
     model: Annotated[

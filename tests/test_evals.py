@@ -431,7 +431,7 @@ def is_pooled(engine) -> bool:
 
 def test_unknown_systems_are_answered_with_the_known():
     with pytest.raises(
-        InvalidInputError, match=r"no system 'splade'; known are bm25, jacolbert, jacolbert-exact"
+        InvalidInputError, match=r"no system 'splade'; known are bm25, jacolbert, jacolbert-exact, hybrid"
     ):
         systems.check_names(["bm25", "splade"])
     with pytest.raises(InvalidInputError, match="'bm25' is named twice"):
@@ -552,7 +552,7 @@ def test_help_loads_neither_torch_nor_ranx():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--system": "splade"}, "known are bm25, jacolbert, jacolbert-exact"),
+        ({"--system": "splade"}, "known are bm25, jacolbert, jacolbert-exact, hybrid"),
         ({"--split": "test"}, "Splits that are there: dev."),
         ({"--data": "どこにもない"}, "どこにもない is no folder"),
         ({"--json": "どこにもない/out.json"}, "there is no folder どこにもない"),

@@ -54,7 +54,8 @@ def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:
 
 def similarity(maxsim: FloatArray, q_tokens: int) -> FloatArray:
     """MaxSim's mean over the query's tokens, within [0, 1]."""
-    return np.clip(maxsim / np.float32(max(q_tokens, 1)), 0.0, 1.0).astype(np.float32)
+    mean: FloatArray = np.clip(maxsim / np.float32(max(q_tokens, 1)), 0.0, 1.0).astype(np.float32)
+    return mean
 
 
 def confidence(similarity: FloatArray, coverage: FloatArray) -> FloatArray:

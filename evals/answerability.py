@@ -1,0 +1,124 @@
+"""How often search abstains: with the passages that answer in the corpus, and without them.
+
+    python -m evals.answerability --data FOLDER --split dev --limit 500 --json FILE
+
+The threshold is found by `JaColBERTRetriever.calibrate` in the corpus itself; questions and judgements are
+not looked at for it. A question that has no judgements (in the demo corpus those that nothing answers) is
+asked once and counted apart.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jacolbert_rag.config import SearchMode
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
+
+if TYPE_CHECKING:
+    from evals.datasets import Task
+    from jacolbert_rag import JaColBERTRetriever
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def measure(
+    engine: JaColBERTRetriever, task: Task, unanswerable: list[str], mode: SearchMode
+) -> dict[str, Any]:
+    """Shares of questions for which nothing is returned.
+
+    Args:
+        engine: over the task's corpus.
+        task: questions with the documents that answer them.
+        unanswerable: questions that nothing in the corpus answers.
+        mode: how documents are found.
+
+    Returns:
+        "with_answer": share refused though the corpus has their passages; "without_answer": share refused
+        once those are hidden; "unanswerable": share refused of the questions that nothing answers, or None.
+    """
+    calibration = engine.calibrate(mode=mode)
+    n_with = n_without = 0
+    for id, query in task.queries.items():
+        relevant = {document for document, grade in task.qrels[id].items() if grade > 0}
+        n_with += not engine.search(query, 1, mode=mode, abstain=True)
+        others = [document.id for document in task.documents if document.id not in relevant]
+        n_without += not engine.search(query, 1, mode=mode, abstain=True, filter=_among(others))
+    refused = [not engine.search(query, 1, mode=mode, abstain=True) for query in unanswerable]
+    return {
+        "dataset": task.name,
+        "split": task.split,
+        "mode": mode,
+        "n_queries": len(task.queries),
+        "n_documents": len(task.documents),
+        "threshold": calibration.threshold,
+        "quantile": calibration.quantile,
+        "with_answer": n_with / len(task.queries),
+        "without_answer": n_without / len(task.queries),
+        "n_unanswerable": len(unanswerable),
+        "unanswerable": sum(refused) / len(refused) if refused else None,
+    }
+
+
+def _among(ids: list[str]) -> Any:
+    """A filter for documents of these ids."""
+    allowed = frozenset(ids)
+    return lambda document: document.id in allowed
+
+
+def unanswerable_questions(folder: Path, split: str) -> list[str]:
+    """Questions of a split whose metadata says that nothing answers them; none without that file."""
+    path = folder / "queries.jsonl"
+    if not path.is_file():
+        return []
+    rows = [json_format.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        row["text"]
+        for row in rows
+        if row.get("metadata", {}).get("answerable") is False and row["metadata"].get("split") == split
+    ]
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Option(help="Folder in BEIR layout, plain or .gz.", metavar="FOLDER")],
+    split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")],
+    json: Annotated[Path, typer.Option(help="Where the results go; overwritten.", metavar="FILE")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", metavar="N")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a ColBERT; the bundled one where not given.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="jacolbert, bm25 or hybrid.")] = "hybrid",
+) -> None:
+    """Measure how often search abstains."""
+    from typing import cast
+
+    from rich.console import Console
+
+    from evals import datasets, reports, systems
+
+    console = Console()
+    try:
+        reports.check_writable(json)
+        task = datasets.load_task(data, split, limit=limit)
+        engine = systems.build_engine(task.documents, model=model)
+        row = measure(engine, task, unanswerable_questions(data, split), cast(SearchMode, mode))
+        system = systems.JaColBERT(
+            engine, systems.HYBRID_NAME if mode == "hybrid" else systems.CANDIDATES_NAME
+        )
+        row["signature"] = reports.signature(task, system, k=1)
+        engine.close()
+        json.write_text(json_format.dumps([row], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    except JaColBERTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        raise InvalidInputError(f"--json {json} cannot be written ({error}). Name another file.") from error
+    console.print_json(data=row)
+
+
+if __name__ == "__main__":
+    app()
