@@ -113,8 +113,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
     them. `NoEmbedding` must be the last transformation of a pipeline, which passes over nodes without one in
     silence, and the `embed_model` of an index.
 
-    `VectorStoreIndex` restricts searches to the `IndexNode`s among the nodes that it stored itself, where there
-    are any; store those by `add`, and make the index by `from_vector_store`.
+    `VectorStoreIndex` restricts searches to the `IndexNode`s among the nodes that it stored itself, where
+    there are any; store those by `add`, and make the index by `from_vector_store`.
 
     Query modes: "default" finds by token embeddings, "text_search" and "sparse" by words, "hybrid" by both.
     Similarities are `jacolbert_rag.Hit.score`, by default the raw MaxSim score: a sum over the query's
