@@ -113,6 +113,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
     them. `NoEmbedding` must be the last transformation of a pipeline, which passes over nodes without one in
     silence, and the `embed_model` of an index.
 
+    `VectorStoreIndex` restricts searches to the `IndexNode`s among the nodes that it stored itself, where
+    there are any; store those by `add`, and make the index by `from_vector_store`.
+
     Query modes: "default" finds by token embeddings, "text_search" and "sparse" by words, "hybrid" by both.
     Similarities are `jacolbert_rag.Hit.score`, by default the raw MaxSim score: a sum over the query's
     tokens, so cutoffs made for cosines let everything pass.
@@ -373,7 +376,9 @@ def _ids_of(engine: Engine, source: str) -> list[str]:
     )
 
     def work(view: View) -> list[str]:
-        rows = {*np.flatnonzero(view.allowed(by_metadata)).tolist(), *view.rows_of([source]).values()}
+        rows = set(np.flatnonzero(view.allowed(by_metadata)).tolist())
+        # Of what is no node: the document itself, or its chunks.
+        rows |= set(view.rows_of([source, *view.ids_with_prefix(f"{source}#")]).values())
         return [each.id for each in view.documents(sorted(rows)) if _source_of(each) == source]
 
     return engine._read(work)

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
+from jacolbert_rag.config import LexicalConfig
 from jacolbert_rag.langchain import JaColBERTRetriever, JaColBERTVectorStore
-from tests.conftest import SENTENCES
 
 QUERY = "日本で一番大きい湖はどこですか？"
 DOCUMENTS = [
@@ -43,6 +43,13 @@ DOCUMENTS = [
         metadata={"部署": "情シス", "年": 2023, "改訂": {"版": 1}},
     ),
 ]
+NAMED = {
+    "鮎": "岐阜", "桃": "山梨", "鰹": "高知", "鯛": "愛媛", "鮪": "青森", "蟹": "福井",
+    "牡蠣": "広島", "蕎麦": "長野", "饂飩": "香川", "蜜柑": "和歌山", "林檎": "秋田", "葡萄": "岡山",
+    "梨": "鳥取", "柿": "奈良", "梅": "大分", "茶": "静岡", "酒": "新潟", "味噌": "愛知",
+    "豆腐": "京都", "納豆": "茨城", "漆器": "石川", "陶器": "佐賀", "和紙": "島根",
+}  # fmt: skip
+ANSWERED, UNANSWERED = "香川の饂飩", "宇宙の年齢"
 FILTERS: list[tuple[Any, set[str]]] = [
     ({"部署": "地理"}, {"湖-1", "山-1"}),
     ({"年": {"$gte": 2021, "$lt": 2023}}, {"山-1"}),
@@ -65,13 +72,19 @@ def engine(tiny_model: Path, request: pytest.FixtureRequest) -> Engine:
     return engine
 
 
+def calibrated_engine(model: Path) -> Engine:
+    """An index that knows which confidence answers; words weigh more than the weights of chance."""
+    lexical = LexicalConfig(weight=0.9)
+    engine = Engine.from_pretrained(model, settings=IndexSettings(lexical=lexical))
+    engine.add([f"{thing}は{place}の名物である。" for thing, place in NAMED.items()])
+    engine.calibrate(mode="hybrid")
+    return engine
+
+
 @pytest.fixture(scope="module")
 def calibrated(tiny_model: Path) -> Engine:
-    """An index that knows which confidence answers."""
-    engine = Engine.from_pretrained(tiny_model)
-    engine.add([f"{sentence}第{i}版" for i in range(3) for sentence in SENTENCES])
-    engine.calibrate()
-    return engine
+    """See `calibrated_engine`."""
+    return calibrated_engine(tiny_model)
 
 
 def ids(documents: list[Document]) -> set[str | None]:
@@ -143,11 +156,11 @@ class TestRetriever:
         assert "jacolbert" not in shown.invoke(QUERY, highlight=False)[0].metadata
 
     async def test_abstains(self, calibrated: Engine):
-        wrapped = JaColBERTRetriever(engine=calibrated, abstain=True)
-        assert wrapped.invoke("琵琶湖は滋賀県にある日本で最も大きな湖である。")
-        assert wrapped.invoke("zzz qqq") == await wrapped.ainvoke("zzz qqq") == []
-        assert len(wrapped.invoke("zzz qqq", abstain=False)) == 4
-        assert JaColBERTRetriever(engine=calibrated).batch(["zzz qqq"], abstain=True) == [[]]
+        wrapped = JaColBERTRetriever(engine=calibrated, mode="hybrid", abstain=True)
+        assert wrapped.invoke(ANSWERED)[0].page_content == "饂飩は香川の名物である。"
+        assert wrapped.invoke(UNANSWERED) == await wrapped.ainvoke(UNANSWERED) == []
+        assert len(wrapped.invoke(UNANSWERED, abstain=False)) == 4
+        assert JaColBERTRetriever(engine=calibrated).batch([UNANSWERED], abstain=True) == [[]]
 
     async def test_what_cannot_be_asked_is_refused(self, engine: Engine):
         wrapped = JaColBERTRetriever(engine=engine)
@@ -235,9 +248,9 @@ class TestVectorStore:
 
     async def test_highlights_and_abstaining(self, engine: Engine, calibrated: Engine):
         refusing = JaColBERTVectorStore(calibrated)
-        assert refusing.similarity_search("zzz qqq", abstain=True) == []
-        assert await refusing.asimilarity_search_with_score("zzz qqq", abstain=True) == []
-        assert refusing.as_retriever(search_kwargs={"abstain": True}).invoke("zzz qqq") == []
+        assert refusing.similarity_search(UNANSWERED, abstain=True) == []
+        assert await refusing.asimilarity_search_with_score(UNANSWERED, abstain=True) == []
+        assert refusing.as_retriever(search_kwargs={"abstain": True}).invoke(UNANSWERED) == []
         store = JaColBERTVectorStore(engine)
         hits = engine.search(QUERY, 2, highlight=True)
         for found in (

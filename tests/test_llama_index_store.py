@@ -41,8 +41,14 @@ from jacolbert_rag.llama_index import (
     NoEmbedding,
     to_filter,
 )
-from tests.conftest import SENTENCES, import_error, run_python
-from tests.test_langchain_search import longest_pause, slowed
+from tests.conftest import import_error, run_python
+from tests.test_langchain_search import (
+    ANSWERED,
+    UNANSWERED,
+    calibrated_engine,
+    longest_pause,
+    slowed,
+)
 from tests.test_splitter import GUIDE
 
 QUERY = "日本で一番大きい湖はどこですか？"
@@ -141,10 +147,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
 @pytest.fixture(scope="module")
 def calibrated(tiny_model: Path) -> Engine:
     """An index that knows which confidence answers."""
-    engine = Engine.from_pretrained(tiny_model)
-    engine.add([f"{sentence}第{i}版" for i in range(3) for sentence in SENTENCES])
-    engine.calibrate()
-    return engine
+    return calibrated_engine(tiny_model)
 
 
 def asked(store: JaColBERTVectorStore, **query: Any) -> set[str]:
@@ -235,9 +238,9 @@ class TestRetriever:
                 assert found.node.get_content(mode) == given[hit.id].get_content(mode)
 
     def test_abstains(self, calibrated: Engine):
-        made = JaColBERTRetriever(calibrated, abstain=True)
-        assert made.retrieve("琵琶湖は滋賀県にある日本で最も大きな湖である。")
-        assert made.retrieve("zzz qqq") == []
+        made = JaColBERTRetriever(calibrated, mode="hybrid", abstain=True)
+        assert made.retrieve(ANSWERED)[0].text == "饂飩は香川の名物である。"
+        assert made.retrieve(UNANSWERED) == []
 
     def test_constructors_take_them(self, tiny_model: Path, tmp_path: Path):
         fields: Any = {"similarity_top_k": 3, "mode": "hybrid", "filters": where(("部署", "==", "地理"))}
@@ -405,7 +408,7 @@ class TestStore:
 
     async def test_highlights_and_abstaining(self, store: JaColBERTVectorStore, calibrated: Engine):
         refusing = JaColBERTVectorStore(engine=calibrated, abstain=True)
-        nothing = VectorStoreQuery(query_str="zzz qqq", similarity_top_k=3)
+        nothing = VectorStoreQuery(query_str=UNANSWERED, similarity_top_k=3)
         assert refusing.query(nothing).nodes == (await refusing.aquery(nothing)).ids == []
         assert len(refusing.query(nothing, abstain=False).ids or []) == 3
         hits = store.engine.search(QUERY, 2, highlight=True)
@@ -506,6 +509,11 @@ class TestVectorStoreIndex:
         store.add([IndexNode(id_="章", text="湖の章です。", index_id="湖の章", obj=NODES[0])])
         index = VectorStoreIndex.from_vector_store(store, embed_model=NoEmbedding())
         assert [n.node for n in index.as_retriever().retrieve(QUERY)] == [NODES[0]]
+        index.insert_nodes(NODES[1:])
+        assert len(index.as_retriever(similarity_top_k=10).retrieve(QUERY)) == 4
+        # Why the class says so:
+        index.insert_nodes([IndexNode(id_="節", text="山の節です。", index_id="山の節")])
+        assert [n.node_id for n in index.as_retriever(similarity_top_k=10).retrieve(QUERY)] == ["節"]
 
     async def test_no_embedding_computes_nothing(self):
         none = NoEmbedding()
