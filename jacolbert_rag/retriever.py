@@ -461,6 +461,8 @@ class JaColBERTRetriever:
             raise InvalidInputError("queries is one str; expected a list. For one query there is `search`.")
         _check_k(k)
         _check_mode(mode)
+        if not len(queries):
+            return []
         conditions = parsed(filter) if filter is not None else None
         asked = self._questions(queries, embed=mode != "bm25" or abstain)
 

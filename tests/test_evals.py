@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -479,7 +480,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     results = json.loads(file.read_text("utf-8"))
-    assert [result["system"] for result in results] == ["bm25", "jacolbert", "jacolbert-exact"]
+    assert [result["system"] for result in results] == ["bm25", "jacolbert", "jacolbert-exact", "hybrid"]
     for result in results:
         assert set(result) == {
             *("dataset", "split", "system", "measures", "n_queries", "latency_ms", "signature")
@@ -489,7 +490,9 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
         assert all(type(value) is float and 0 <= value <= 1 for value in result["measures"].values())
         assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"]
         assert result["signature"] in done.stdout
-    bm25, proposed, exact = results
+    bm25, proposed, exact, hybrid = results
+    assert hybrid["measures"]["Recall@10"] == 1
+    assert "|min-max:" in hybrid["signature"]
     assert bm25["measures"]["MRR@10"] == 1
     assert bm25["measures"]["Recall@1"] == pytest.approx((1 + 1 + 1 + 1 / 2) / 4)  # q3 has two relevant
     assert proposed["measures"] == exact["measures"]
@@ -596,3 +599,52 @@ def test_bm25_on_jsquad(shared_data, tmp_path):
     assert result["n_queries"] == 300
     assert result["measures"]["MRR@10"] > 0.9
     assert "|q:300/3926|c:1145@" in result["signature"]
+
+
+def test_bm25_without_folding_is_that_of_an_independent_script(shared_data):
+    """bm25s over fugashi's words, put together by hand."""
+    import unicodedata
+
+    import bm25s
+    import fugashi
+    import unidic_lite
+
+    from evals.metrics import mean, per_query
+
+    task = load_task(shared_data / "jsquad", "dev", limit=300)
+    tagger = fugashi.GenericTagger(f"-d {unidic_lite.DICDIR} -r {unidic_lite.DICDIR}/mecabrc -Owakati")
+
+    def words(text: str) -> list[str]:
+        return tagger.parse(unicodedata.normalize("NFKC", text)).split()
+
+    peer = bm25s.BM25(k1=systems.BM25_K1, b=systems.BM25_B, method="lucene")
+    peer.index([words(document.passage) for document in task.documents], show_progress=False)
+    ids = [document.id for document in task.documents]
+    found, ours = {}, {}
+    system = systems.BM25(task.documents, fold=False)
+    for id, query in task.queries.items():
+        scores = peer.get_scores(words(query))
+        best = np.argsort(-scores, kind="stable")[:100]
+        found[id] = {ids[row]: float(scores[row]) for row in best if scores[row] > 0}
+        ours[id] = system.search(query, 100)
+    expected = mean(per_query(task.qrels, found))["nDCG@10"]
+    assert mean(per_query(task.qrels, ours))["nDCG@10"] == pytest.approx(expected, abs=0.005)
+    assert expected > 0.9
+
+
+def test_abstaining_is_counted(beir, tmp_path):
+    from evals import answerability
+
+    task = load_task(beir, "dev")
+    documents = [
+        Document(f"余{i}", f"第{i}号の議事録である。{place}の{thing}を決めた。")
+        for i, (place, thing) in enumerate(
+            (p, t) for p in "東西南北上" for t in ("予算", "人事", "日程", "会場")
+        )
+    ]
+    engine = systems.build_engine([*task.documents, *documents], model=None)
+    row = answerability.measure(engine, task, ["量子計算機の誤り訂正の符号は何か？"], "hybrid")
+    engine.close()
+    assert row["n_queries"] == len(task.queries)
+    assert row["unanswerable"] in (0.0, 1.0)
+    assert row["with_answer"] <= row["without_answer"]
