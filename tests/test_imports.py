@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "index.graph": BASE,
     "index.postings": BASE,
     "index.candidates": BASE | {"index.graph", "index.pooling", "index.postings"},
+    "index.highlight": BASE | {"encode.sentences"},
     "index.maxsim": BASE | {"index.quantize"},
     "index.snapshot": BASE | {"index.candidates", "index.database", "index.maxsim", "index.postings",
                               "index.quantize"},

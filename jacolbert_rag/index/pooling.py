@@ -29,20 +29,38 @@ def pool_documents(docs: TokenEmbeddings, config: PoolingConfig) -> TokenEmbeddi
         Ragged documents of max((d_tokens - protected) // factor, 1) + protected tokens, clusters in
         the order of their first token; a document that would not shrink is kept whole.
     """
+    return pool_with_members(docs, config)[0]
+
+
+def pool_with_members(
+    docs: TokenEmbeddings, config: PoolingConfig
+) -> tuple[TokenEmbeddings, list[IntArray] | None]:
+    """`pool_documents`, and which pooled token took in each of the tokens.
+
+    Returns:
+        The pooled documents, and for each document (d_tokens,) int64 rows of its pooled tokens, so that
+        `pooled[i][members[i]]` has a row for each token of document i again. None for factor 1, where
+        each token is its own.
+    """
     if config.factor == 1:
-        return docs
-    pooled = [_pool_document(tokens.astype(np.float32), config) for tokens in docs]
+        return docs, None
+    pooled, members = [], []
+    for tokens in docs:
+        means, member = _pool_document(tokens.astype(np.float32), config)
+        pooled.append(means)
+        members.append(member)
     flat = np.concatenate([np.empty((0, docs.dim), dtype=np.float32), *pooled])
-    return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled]))
+    return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled])), members
 
 
-def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
+def _pool_document(tokens: FloatArray, config: PoolingConfig) -> tuple[FloatArray, IntArray]:
+    """(pooled tokens, dim) float32, and (d_tokens,) int64 rows of it."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     kept, rest = tokens[: config.protected], tokens[config.protected :]
     n_clusters = max(len(rest) // config.factor, 1)
     if n_clusters >= len(rest):
-        return tokens
+        return tokens, np.arange(len(tokens), dtype=np.int64)
     upper = np.triu_indices(len(rest), k=1)
     tree = linkage(1.0 - (rest @ rest.T)[upper], method="ward")
     labels = fcluster(tree, t=n_clusters, criterion="maxclust")
@@ -52,7 +70,8 @@ def _pool_document(tokens: FloatArray, config: PoolingConfig) -> FloatArray:
     sums = np.zeros((len(first), tokens.shape[1]), dtype=np.float32)
     np.add.at(sums, labels, rest)
     counts = np.bincount(labels)[:, None].astype(np.float32)
-    return np.concatenate([kept, sums / counts])
+    members = np.concatenate([np.arange(len(kept), dtype=np.int64), len(kept) + labels])
+    return np.concatenate([kept, sums / counts]), members
 
 
 @dataclass(frozen=True)
