@@ -533,7 +533,7 @@ class JaColBERTRetriever:
 
     def _highlight(self, question: Question, document: Document, tokens: TokenArray | None) -> Highlight:
         return highlight(
-            question.text,
+            query=question.text,
             query_spans=self.encoder.tokenizer.query_spans(question.text),
             query_embeddings=question.embeddings,
             query_terms=question.terms,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jacolbert_rag import PoolingConfig, TokenEmbeddings
-from jacolbert_rag.index.pooling import kmeans, nearest, pool_corpus, pool_documents
+from jacolbert_rag.index.pooling import kmeans, nearest, pool_corpus, pool_documents, pool_with_members
 from tests.test_maxsim import ragged
 
 
@@ -33,6 +33,41 @@ def test_means_are_not_normalised_again() -> None:
     tokens = np.array([[1, 0], [1, 0], [0.6, 0.8], [-1, 0], [-1, 0]], dtype=np.float32)
     pooled = pool_documents(TokenEmbeddings(tokens, np.array([0, 5])), PoolingConfig(factor=2, protected=1))
     assert pooled[0][1] == pytest.approx([0.8, 0.4])
+
+
+@pytest.mark.parametrize("protected", [0, 1, 3])
+@pytest.mark.parametrize("factor", [2, 3, 50])
+def test_members_say_which_tokens_were_averaged(factor: int, protected: int) -> None:
+    docs = ragged([11, 4, 1, 2, 40, 0])
+    config = PoolingConfig(factor=factor, protected=protected)
+    pooled, members = pool_with_members(docs, config)
+    assert members is not None
+    assert np.array_equal(pooled.flat, pool_documents(docs, config).flat)
+    assert len(members) == len(docs)
+    for tokens, means, member in zip(docs, pooled, members, strict=True):
+        assert member.dtype == np.int64
+        assert member.shape == (len(tokens),)
+        assert set(member.tolist()) == set(range(len(means)))
+        assert member[:protected].tolist() == list(range(len(tokens)))[:protected]
+        for row, mean in enumerate(means):
+            assert mean == pytest.approx(tokens[member == row].mean(axis=0), abs=1e-6)
+        if len(means) == len(tokens):
+            assert member.tolist() == list(range(len(tokens)))
+
+
+def test_members_of_near_duplicates() -> None:
+    a, b = np.array([1.0, 0.0], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32)
+    docs = TokenEmbeddings(np.stack([b, a, b, a, b]), np.array([0, 5]))
+    _, members = pool_with_members(docs, PoolingConfig(factor=2, protected=1))
+    assert members is not None
+    assert members[0].tolist() == [0, 1, 2, 1, 2]
+
+
+def test_factor_one_has_no_members() -> None:
+    docs = ragged([5, 3])
+    pooled, members = pool_with_members(docs, PoolingConfig(factor=1))
+    assert pooled is docs
+    assert members is None
 
 
 def test_no_documents() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jacolbert_rag import CheckpointError, EncoderConfig
+from jacolbert_rag import CheckpointError, EncoderConfig, JaColBERTRetriever
 from jacolbert_rag.encode.files import resolve_folder
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from jacolbert_rag.encode.words import UNK, JapaneseWordPiece
-from tests.conftest import SENTENCES, tiny_vocab, write_fast_tokenizer
+from tests.conftest import SENTENCES, fuzz_texts, tiny_vocab, write_fast_tokenizer
 
 CONFIG = EncoderConfig(dim=16, document_length=64, max_positions=128)
 
@@ -162,6 +162,32 @@ def test_spans_go_with_ids(mode: str, prompt: str) -> None:
             assert (own[:, 1] > own[:, 0]).all()
             covered = "".join(text[a:b] for a, b in dict.fromkeys(map(tuple, own.tolist())))
             assert clean(text).replace(" ", "").startswith(clean(covered).replace(" ", "")[:50])
+
+
+@pytest.mark.parametrize("mode", ["insert", "dot"])
+@pytest.mark.parametrize("prompt", ["", "文書: "])
+def test_kept_spans_are_those_of_kept_tokens(mode: str, prompt: str) -> None:
+    tokenizer = make(marker_mode=mode, document_prompt=prompt)
+    for text in [*SENTENCES, "（湖）、！？", "（" * 300, *fuzz_texts(200, seed=5)]:
+        kept = tokenizer.kept(tokenizer.documents([text]).ids)
+        assert tokenizer.kept_spans(text).tolist() == tokenizer.document_spans(text)[kept].tolist()
+
+
+def test_kept_spans_of_a_text() -> None:
+    text = "（富士山）は!高い。"
+    kept = make().kept_spans(text)
+    assert kept.dtype == np.int64
+    assert kept[:2].tolist() == [[-1, -1]] * 2
+    assert [text[start:end] for start, end in kept[2:-1]] == ["富士", "山", "は", "高", "い", "。"]
+
+
+def test_spans_go_with_embeddings(retriever: JaColBERTRetriever) -> None:
+    encoder = retriever.encoder
+    texts = [*SENTENCES, "ｻｰﾊﾞｰ（㌔）!", "富士山、" * 10, "湖"]
+    documents, queries = encoder.documents(texts), encoder.queries(texts)
+    for i, text in enumerate(texts):
+        assert len(documents[i]) == len(encoder.tokenizer.kept_spans(text))
+        assert len(queries[i]) == len(encoder.tokenizer.query_spans(text))
 
 
 def test_spans_of_a_fast_tokenizer_are_of_the_raw_text(fast: Tokenizer) -> None:

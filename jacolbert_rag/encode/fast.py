@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jacolbert_rag.datatypes import SpecialTokens
+import numpy as np
+
+from jacolbert_rag.datatypes import IntArray, SpecialTokens
 from jacolbert_rag.encode.files import TOKENIZER_CONFIG_FILE
 from jacolbert_rag.encode.normalize import align, strip_controls
 from jacolbert_rag.errors import CheckpointError
@@ -103,18 +105,16 @@ class FastSubwords:
             self._plain(e.ids) for e in self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
         ]
 
-    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+    def ids_and_spans(self, text: str) -> tuple[list[int], IntArray]:
+        """Ids of a raw text, and the characters of the raw text under each: (n, 2) of start and end."""
         aligned = align(text, nfkc=False)
         encoding = self._backend.encode(aligned.text, add_special_tokens=False)
-        spans = []
-        for start, end in encoding.offsets:
-            if start < end:
-                spans.append(aligned.span(start, end))
-            else:  # a token of no character, such as a lone word start
-                at = int(aligned.starts[start]) if start < len(aligned.text) else len(text)
-                spans.append((at, at))
-        return self._plain(encoding.ids), spans
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        first, stop = offsets[:, 0], offsets[:, 1]
+        starts = np.append(aligned.starts, len(text))[first]
+        # A token of no character, such as a lone word start, has none of the raw text either.
+        ends = np.where(first < stop, np.append(aligned.ends, 0)[stop - 1], starts)
+        return self._plain(encoding.ids), np.stack([starts, ends], axis=1)
 
     def save(self, folder: Path) -> None:
         """Copy the tokenizer's files, as they are."""

@@ -67,6 +67,11 @@ class AlignedText:
         """The raw span of `text[start:stop]`, which has at least one character."""
         return int(self.starts[start]), int(self.ends[stop - 1])
 
+    def spans(self, starts: list[int], stops: list[int]) -> IntArray:
+        """(n, 2) int64: `span` of each of n parts."""
+        first, last = np.array(starts, dtype=np.int64), np.array(stops, dtype=np.int64) - 1
+        return np.stack([self.starts[first], self.ends[last]], axis=1)
+
 
 def align(text: str, *, nfkc: bool) -> AlignedText:
     """Clean a text and keep the way back.

@@ -52,8 +52,8 @@ class Subwords(Protocol):
         """`ids` of each text."""
         ...
 
-    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+    def ids_and_spans(self, text: str) -> tuple[list[int], IntArray]:
+        """Ids of a raw text, and the characters of the raw text under each: (n, 2) of start and end."""
         ...
 
 
@@ -165,18 +165,20 @@ class Tokenizer:
         """
         return self._read(text, self._document)[1]
 
-    def kept_spans(self, text: str) -> IntArray:
-        """`document_spans` of those tokens whose embeddings a document keeps, as the encoder returns them.
+    def kept_spans(self, passage: str) -> IntArray:
+        """Which characters of a raw document lie under each token embedding that it keeps.
 
         Returns:
-            (d_tokens, 2) int64.
+            (d_tokens, 2) int64 of start and end, one row for each embedding that the encoder makes of the
+            passage, before pooling; -1, -1 as in `document_spans`.
         """
-        ids, spans = self._read(text, self._document)
-        return spans[self.kept(ids)]
+        ids, spans = self._read(passage, self._document)
+        kept: IntArray = spans[self.kept(np.array(ids, dtype=np.int32))]
+        return kept
 
     def query_spans(self, text: str) -> IntArray:
         """`document_spans` for a query: one row for each id of `queries([text])`."""
-        _, spans = self._read(text, self._query)
+        spans = self._read(text, self._query)[1]
         return np.concatenate([spans, np.full((self._n_masks(len(spans)), 2), -1, dtype=np.int64)])
 
     def _n_masks(self, n: int) -> int:
@@ -196,12 +198,16 @@ class Tokenizer:
         """Rows within the frame's limit, and how many ids each had at least to leave out."""
         rows, n_cut = [], []
         for ids, n_more in self._heads(texts, frame.lead, self._room(frame)):
-            row = [*self.special.prefix, *ids, *self.special.suffix]
-            if frame.marker is not None:
-                row[1 : 2 if frame.in_place else 1] = [frame.marker]
-            rows.append(row)
+            rows.append(self._row(ids, frame))
             n_cut.append(n_more)
         return rows, n_cut
+
+    def _row(self, ids: list[int], frame: _Frame) -> list[int]:
+        """Ids of lead and text, with the special tokens and the marker around them."""
+        row = [*self.special.prefix, *ids, *self.special.suffix]
+        if frame.marker is not None:
+            row[1 : 2 if frame.in_place else 1] = [frame.marker]
+        return row
 
     def _heads(self, texts: Iterable[str], lead: str, room: int) -> Iterator[tuple[list[int], int]]:
         """The first `room` ids of each text behind `lead`, and how many more it has at least."""
@@ -216,25 +222,23 @@ class Tokenizer:
                 ids = self.subwords.ids(lead + text[:end])
             yield ids[:room], max(0, len(ids) - room)
 
-    def _read(self, text: str, frame: _Frame) -> tuple[IdArray, IntArray]:
-        """(n_tokens,) ids of a raw text within the frame, and their (n_tokens, 2) spans."""
+    def _read(self, text: str, frame: _Frame) -> tuple[list[int], IntArray]:
+        """One row of `_framed`, and the characters of the raw text under each of its ids."""
         n_lead, room = len(frame.lead), self._room(frame)
         size = HEAD_CHARS_PER_TOKEN * room
         ids, spans = self.subwords.ids_and_spans(frame.lead + text[:size])
         while len(ids) < room + HEAD_MARGIN and size < len(text):
             size *= 4
             ids, spans = self.subwords.ids_and_spans(frame.lead + text[:size])
-        own = [
-            (max(start - n_lead, 0), end - n_lead) if end > n_lead else (-1, -1)
-            for start, end in spans[:room]
-        ]
-        special = self.special
-        row = [*special.prefix, *ids[:room], *special.suffix]
-        framed = [(-1, -1)] * len(special.prefix) + own + [(-1, -1)] * len(special.suffix)
-        if frame.marker is not None:
-            stop = 2 if frame.in_place else 1
-            row[1:stop], framed[1:stop] = [frame.marker], [(-1, -1)]
-        return np.array(row, dtype=np.int32), np.array(framed, dtype=np.int64).reshape(-1, 2)
+        row = self._row(ids[:room], frame)
+        own = spans[:room] - n_lead
+        own = np.where(own[:, 1:] > 0, np.maximum(own, 0), -1)  # not the tokens of the lead
+        framed = np.full((len(row), 2), -1, dtype=np.int64)
+        begin = len(self.special.prefix) + (frame.marker is not None and not frame.in_place)
+        framed[begin : begin + len(own)] = own
+        if frame.in_place:
+            framed[1] = -1
+        return row, framed
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jacolbert_rag.datatypes import SpecialTokens
+from jacolbert_rag.datatypes import IntArray, SpecialTokens
 from jacolbert_rag.encode.normalize import align, clean
 from jacolbert_rag.errors import CheckpointError
 
@@ -154,21 +154,29 @@ class JapaneseWordPiece:
         """`ids` of each text."""
         return [self.ids(text) for text in texts]
 
-    def ids_and_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a raw text, and the (start, end) characters of the raw text under each."""
+    def ids_and_spans(self, text: str) -> tuple[list[int], IntArray]:
+        """Ids of a raw text, and the characters of the raw text under each: (n, 2) of start and end."""
         aligned = align(text, nfkc=True)
         ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        position = 0
+        starts: list[int] = []
+        stops: list[int] = []
+        memo, find, stop = self._memo, aligned.text.index, 0
         for word in self._segmenter.words(aligned.text):
             # MeCab drops spaces and nothing else, so the next word is the next occurrence.
-            start = aligned.text.index(word, position)
-            position = start + len(word)
-            pieces = self._remember(word)
+            start = find(word, stop)
+            stop = start + len(word)
+            pieces = memo.get(word)
+            if pieces is None:
+                pieces = self._remember(word)
             ids.extend(pieces)
-            for first, last in self._cuts(word, pieces):
-                spans.append(aligned.span(start + first, start + last))
-        return ids, spans
+            if len(pieces) == 1:
+                starts.append(start)
+                stops.append(stop)
+            else:
+                for first, last in self._cuts(word, pieces):
+                    starts.append(start + first)
+                    stops.append(start + last)
+        return ids, aligned.spans(starts, stops)
 
     def _cuts(self, word: str, pieces: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """Where in a word each of its pieces lies; the whole word where that is not certain."""

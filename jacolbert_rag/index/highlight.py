@@ -1,18 +1,16 @@
-"""Which characters of a document answered a query.
-
-Each token of the query takes the token of the document that MaxSim takes for it; offsets tell which
-characters those are. The terms that full-text search counts are marked wherever they stand. Weak matches are
-told, but not marked: MaxSim finds something for every token.
-"""
+"""Which characters of a document answered a query."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jacolbert_rag.datatypes import (
+    BoolArray,
     Document,
     FloatArray,
     Highlight,
@@ -23,189 +21,321 @@ from jacolbert_rag.datatypes import (
     TokenArray,
 )
 from jacolbert_rag.encode.sentences import joins, sentences
+from jacolbert_rag.errors import InvalidInputError
 
-# Chosen by eye on 50 answers.
-MARKED_SHARE = 0.8  # a match is marked from this share of the query's best on
-MARKED_LEAST = 0.5  # and from this similarity on
-AS_GOOD = 0.92  # tokens of this share of the best are as good: [CLS] is not preferred to characters
-TERM_WORTH = 1.0  # of a telling term in the choice of a sentence, beside the similarities of tokens
+# [CLS], the marker and [SEP] resemble all of a text, so now and then they are the best token for a part of a
+# query. The best token that has characters is taken in their place where it is this share as similar.
+AS_GOOD = 0.92
+# A match is marked from this similarity on, and from this share of the query's best.
+MARKED_LEAST = 0.5
+MARKED_SHARE = 0.8
+# What a telling term of the query adds to a sentence's sum of similarities; a token adds at most 1. Of 600
+# questions of JSQuAD whose answer stands in just one of three or more sentences, .852 found that sentence so
+# (with nouns, verbs and adjectives as terms), .837 without terms, and of both .017 and .024 less where [CLS],
+# [SEP] and the [MASK]s were summed too; chance is .290.
+TERM_BONUS = 1.0
+# Products of one vector with equal ones differ by less than this, wherever in a matrix they stand.
+TIE = 1e-6
+# Unicode's categories of punctuation, signs such as =, spaces, controls, and marks without their letter.
+_SILENT = ("P", "Sm", "Sk", "Z", "C", "M")
+# Sentences are looked for this many characters behind the last that could win: a document may be a book of
+# which only the head was read.
+READ_ON = 1_000
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """What was read of a document, and where its tokens lie in it.
+
+    Attributes:
+        title: the document's.
+        text: the document's.
+        spans: (d_tokens, 2) int64 characters of the passage (title, a space, text) under each token; those
+            without any, such as [CLS], have an end that is not behind the start.
+    """
+
+    title: str
+    text: str
+    spans: IntArray
+
+    @property
+    def passage(self) -> str:
+        """What `spans` count in, as `Document.passage`."""
+        return f"{self.title} {self.text}" if self.title else self.text
+
+    @property
+    def text_start(self) -> int:
+        """Where the text begins in the passage."""
+        return len(self.title) + 1 if self.title else 0
+
+    @property
+    def has_characters(self) -> BoolArray:
+        """(d_tokens,) whether a token lies over characters of the title or the text.
+
+        One over nothing but the space between the two does not.
+        """
+        starts, ends = self.spans[:, 0], self.spans[:, 1]
+        in_title = starts < np.minimum(ends, len(self.title))
+        in_text = np.maximum(starts, self.text_start) < np.minimum(ends, len(self.passage))
+        found: BoolArray = (starts >= 0) & (in_title | in_text)
+        return found
+
+    def in_title(self, span: Span) -> Span | None:
+        """The part of a passage's span that lies in the title, counted there."""
+        return _filled(max(0, span.start), min(len(self.title), span.end))
+
+    def in_text(self, span: Span) -> Span | None:
+        """The part of a passage's span that lies in the text, counted there."""
+        start, end = span.start - self.text_start, span.end - self.text_start
+        return _filled(max(0, start), min(len(self.text), end))
+
+
+class _Found(NamedTuple):
+    """A match, in characters of the passage."""
+
+    query: Span
+    place: Span
+    similarity: float
 
 
 def highlight(
-    query: str,
     *,
+    query: str,
     query_spans: IntArray,
     query_embeddings: TokenArray | None,
-    query_terms: Sequence[TermSpan],
     document: Document,
     document_spans: IntArray,
     token_embeddings: TokenArray | None,
-    document_terms: Sequence[TermSpan],
+    query_terms: Sequence[TermSpan] = (),
+    document_terms: Sequence[TermSpan] = (),
 ) -> Highlight:
-    """What a query finds in a document.
+    """Show where the parts of a query found what they scored by.
+
+    Each token of the query that has characters ([CLS], the marker, [SEP] and [MASK] have none) is shown at
+    the token of the document that MaxSim takes for it. Marked are the matches that are similar enough and
+    say something, and all places of the query's telling terms; a word of which most is marked is marked
+    whole.
+
+    The best sentence is the one with the largest sum, over the query's tokens, of the best similarity
+    within it, plus 1 for each telling term of the query that stands in it.
 
     Args:
-        query: as it was asked.
-        query_spans: (q_tokens, 2) of `Tokenizer.query_spans`.
-        query_embeddings: (q_tokens, dim); None matches terms alone.
-        query_terms: of `TermMaker.spans`.
-        document: the document.
-        document_spans: (d_tokens, 2) of `Tokenizer.kept_spans`, in characters of its passage.
-        token_embeddings: (d_tokens, dim), one for each span; None matches terms alone.
-        document_terms: of `TermMaker.spans`, in characters of its passage.
+        query: raw text.
+        query_spans: (q_tokens, 2) characters of `query`, as `Tokenizer.query_spans` has them.
+        query_embeddings: (q_tokens, dim); None where terms alone are matched.
+        document: what was found.
+        document_spans: (d_tokens, 2) characters of the document's passage, as `Tokenizer.kept_spans` has
+            them; of the head only where the document was cut.
+        token_embeddings: (d_tokens, dim), a row for each of `document_spans`. Of a pooled document, the
+            pooled row of each token (see `pool_with_members`): of places that share one, the place with the
+            query token's own characters is taken, else the nearest to where others were found. None shows
+            terms only.
+        query_terms: in characters of `query`.
+        document_terms: all terms of the passage, in characters of it, telling or not.
+
+    Raises:
+        InvalidInputError: spans and embeddings differ in number, so they are not of the same tokens.
     """
-    n_title = len(document.passage) - len(document.text)
-    asked = np.flatnonzero(query_spans[:, 0] >= 0)
-    placed = np.flatnonzero(document_spans[:, 0] >= 0)
-    similarities = np.zeros((len(asked), len(placed)), dtype=np.float32)
-    matches: list[Match] = []
-    if query_embeddings is not None and token_embeddings is not None and len(asked) and len(placed):
-        products = query_embeddings[asked].astype(np.float32) @ token_embeddings.astype(np.float32).T
-        similarities = products[:, placed]
-        matches = list(
-            _match_tokens(query, document, query_spans[asked], document_spans[placed], products, similarities)
-        )
-    worded = list(_match_terms(query_terms, document_terms))
-    marked = [_of_passage(match, n_title) for match in _worth_marking(matches, document, n_title)]
-    marked += [match.document for match in worded]
-    marks = _tidy(marked, document.passage)
-    matches += [_in_document(match, n_title, document) for match in worded]
+    read = ReadText(document.title, document.text, document_spans)
+    similarities = np.empty((0, len(document_spans)), dtype=np.float32)
+    asked = np.flatnonzero((query_spans[:, 0] >= 0) & (query_spans[:, 1] > query_spans[:, 0]))
+    if query_embeddings is not None and token_embeddings is not None:
+        _check_rows("query", query_spans, query_embeddings)
+        _check_rows("document", document_spans, token_embeddings)
+        # In float32 whatever the document is stored in, as MaxSim's.
+        similarities = query_embeddings[asked] @ token_embeddings.astype(np.float32, copy=False).T
+    telling = {term.term for term in query_terms if term.is_telling}
+    places = [term for term in document_terms if term.term in telling]
+    found = _of_tokens(query, query_spans[asked[: len(similarities)]], read, similarities)
+    found += _of_terms(query_terms, places, found)
+    marked = _marked(read, found, places, document_terms)
     return Highlight(
-        document.text,
-        document.title,
-        tuple(_clipped(marks, n_title, len(document.passage))),
-        tuple(_clipped(marks, 0, len(document.title))),
-        tuple(sorted(match for match in matches if match.document.start < match.document.end)),
-        _best_sentence(document.text, n_title, document_spans[placed], similarities, worded),
+        text=document.text,
+        title=document.title,
+        marks=_tidied(read.text, filter(None, map(read.in_text, marked))),
+        title_marks=_tidied(read.title, filter(None, map(read.in_title, marked))),
+        matches=_matches(read, found),
+        sentence=_best_sentence(read, similarities, places) if found else None,
     )
 
 
-def _match_tokens(
-    query: str,
-    document: Document,
-    query_spans: IntArray,
-    document_spans: IntArray,
-    products: FloatArray,
-    similarities: FloatArray,
-) -> Iterator[Match]:
-    """What each token of the query finds; places count in the passage's title or text.
+def _check_rows(what: str, spans: IntArray, embeddings: TokenArray) -> None:
+    if len(spans) != len(embeddings):
+        raise InvalidInputError(
+            f"The {what} has spans of {len(spans)} tokens and embeddings of {len(embeddings)}. Take both "
+            "from the same model and text, and expand a pooled document by its members."
+        )
+
+
+def _of_tokens(query: str, query_spans: IntArray, read: ReadText, similarities: FloatArray) -> list[_Found]:
+    """What each token of the query found, in their order.
 
     Args:
-        query: raw.
-        document: the document.
-        query_spans: (n, 2) of the query's tokens that have characters.
-        document_spans: (m, 2) of the document's.
-        products: (n, d_tokens) of all the document's tokens, those without characters too.
-        similarities: (n, m).
+        query: raw text.
+        query_spans: (n, 2), each with characters.
+        read: the document.
+        similarities: (n, d_tokens) float32.
     """
-    passage, n_title = document.passage, len(document.passage) - len(document.text)
-    best = products.max(axis=1)
-    former = 0
-    for row, (start, end), most in zip(similarities, query_spans.tolist(), best.tolist(), strict=True):
-        good = np.flatnonzero(row >= (AS_GOOD * most if most > 0 else most))
-        if not len(good):
-            continue
-        top = row[good].max()
-        ties = good[row[good] >= top - 1e-6]  # pooled tokens have one vector in several places
-        place = ties[0]
-        if len(ties) > 1:
-            asked = _normal(query[start:end])
-            same = [tie for tie in ties if _normal(passage[slice(*document_spans[tie])]) == asked]
-            # Else what is nearest to the former match: a phrase is answered by a phrase.
-            place = same[0] if same else ties[np.argmin(np.abs(document_spans[ties, 0] - former))]
-        found = Span(*document_spans[place].tolist())
-        former = found.end
-        if found.start < n_title <= found.start + 1 or _is_blank(passage[slice(*found)]):
-            continue  # the space between title and text
-        yield _in_document(Match(Span(start, end), found, False, float(top)), n_title, document)
+    placed = np.flatnonzero(read.has_characters)
+    if not similarities.size or not len(placed):
+        return []
+    best_of_all = similarities.max(axis=1)
+    at_places = similarities[:, placed]
+    best = at_places.max(axis=1)
+    is_good = best >= best_of_all - (1.0 - AS_GOOD) * np.abs(best_of_all)
+    tied = at_places >= best[:, None] - TIE
+    chosen = tied.argmax(axis=1)
+    is_open = is_good & (tied.sum(axis=1) > 1)
+    settled = chosen[is_good & ~is_open]
+    passage = read.passage
+    for row in np.flatnonzero(is_open):
+        options = np.flatnonzero(tied[row])
+        wanted = _normal(query[slice(*query_spans[row])])
+        alike = [at for at in options if _normal(passage[slice(*read.spans[placed[at]])]) == wanted]
+        options = np.array(alike, dtype=np.int64) if alike else options
+        near = np.abs(options[:, None] - settled).min(axis=1, initial=len(placed))
+        chosen[row] = options[near.argmin()]
+    return [
+        _Found(_span(query_spans[row]), _span(read.spans[placed[chosen[row]]]), float(best[row]))
+        for row in np.flatnonzero(is_good)
+    ]
 
 
-def _match_terms(query_terms: Sequence[TermSpan], document_terms: Sequence[TermSpan]) -> Iterator[Match]:
-    """Every place of the query's telling terms, in characters of the passage."""
-    telling = {term: span for term, span, is_telling in reversed(query_terms) if is_telling}
-    for term, span, _ in document_terms:
-        if term in telling:
-            yield Match(telling[term], span, False, 1.0)
+def _of_terms(
+    query_terms: Sequence[TermSpan], places: Sequence[TermSpan], found: Sequence[_Found]
+) -> list[_Found]:
+    """What terms of the query found that no token of theirs did; each its first place."""
+    first: dict[str, Span] = {}
+    for place in places:
+        first.setdefault(place.term, place.span)
+    return [
+        _Found(term.span, first[term.term], 1.0)
+        for term in query_terms
+        if term.is_telling
+        and term.term in first
+        and not any(one.query.start < term.span.end and term.span.start < one.query.end for one in found)
+    ]
 
 
-def _worth_marking(matches: Sequence[Match], document: Document, n_title: int) -> Iterator[Match]:
-    least = max(MARKED_LEAST, MARKED_SHARE * max((match.similarity for match in matches), default=0.0))
-    for match in matches:
-        text = (document.title if match.in_title else document.text)[slice(*match.document)]
-        if match.similarity >= least and _says_something(text):
-            yield match
+def _matches(read: ReadText, found: Sequence[_Found]) -> tuple[Match, ...]:
+    matches = []
+    for query, place, similarity in sorted(found, key=lambda one: one.query):
+        if (span := read.in_title(place)) is not None:
+            matches.append(Match(query, span, True, similarity))
+        elif (span := read.in_text(place)) is not None:
+            matches.append(Match(query, span, False, similarity))
+    return tuple(matches)
 
 
-def _says_something(text: str) -> bool:
-    """Whether characters are worth a mark of their own: no particle, no punctuation."""
-    letters = [c for c in text if unicodedata.category(c)[0] in "LN"]
-    is_kana = all("\u3041" <= c <= "\u309f" for c in letters)
-    return bool(letters) and not (is_kana and len(letters) <= 2)
+def _marked(
+    read: ReadText,
+    found: Sequence[_Found],
+    places: Sequence[TermSpan],
+    document_terms: Sequence[TermSpan],
+) -> list[Span]:
+    """Parts of the passage worth showing, in any order."""
+    passage = read.passage
+    least = max(MARKED_LEAST, MARKED_SHARE * max((one.similarity for one in found), default=0.0))
+    marked = {
+        one.place for one in found if one.similarity >= least and _says_something(passage[slice(*one.place)])
+    }
+    marked |= {place.span for place in places}
+    if not marked or not document_terms:
+        return list(marked)
+    # A word is marked whole where most of it is: a lone piece in its middle must not leave a hole.
+    n_before = np.zeros(max(span.end for span in marked) + 1, dtype=np.int64)
+    for start, end in marked:
+        n_before[start + 1 : end + 1] = 1
+    np.cumsum(n_before, out=n_before)
+    words = np.array([term.span for term in document_terms], dtype=np.int64)
+    starts, ends = np.minimum(words, len(n_before) - 1).T
+    mostly = 2 * (n_before[ends] - n_before[starts]) > words[:, 1] - words[:, 0]
+    return [*marked, *map(_span, words[mostly])]
 
 
-def _tidy(spans: Iterable[Span], passage: str) -> list[Span]:
-    """Spans in order, those that touch joined, none within what is one character to a reader."""
-    tidied: list[Span] = []
+def _tidied(text: str, spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Marks in order and apart from one another, none of which cuts a character that a reader sees."""
+    marks: list[Span] = []
     for start, end in sorted(spans):
-        while 0 < start < len(passage) and joins(passage, start):
+        while start > 0 and joins(text, start):
             start -= 1
-        while 0 < end < len(passage) and joins(passage, end):
+        while end < len(text) and joins(text, end):
             end += 1
-        if tidied and (start <= tidied[-1].end or passage[tidied[-1].end : start] in ("・", " ", "-")):
-            tidied[-1] = Span(tidied[-1].start, max(end, tidied[-1].end))
+        # The first may have reached further than this one.
+        if marks and (start <= marks[-1].end or _binds(text, marks[-1].end, start)):
+            marks[-1] = Span(marks[-1].start, max(marks[-1].end, end))
         else:
-            tidied.append(Span(start, end))
-    return tidied
+            marks.append(Span(start, end))
+    return tuple(marks)
 
 
-def _clipped(spans: Iterable[Span], first: int, stop: int) -> Iterator[Span]:
-    """The parts of spans that lie within, counted from its first character."""
-    for start, end in spans:
-        start, end = max(start, first), min(end, stop)
-        if start < end:
-            yield Span(start - first, end - first)
+def _binds(text: str, end: int, start: int) -> bool:
+    """Whether what lies between two marks makes one of them: ジョン・レノン, New York, 共産 党 本部."""
+    gap = text[end:start]
+    if len(gap) != 1:
+        return False
+    if gap == " ":
+        return _is_latin(text[end - 1]) and _is_latin(text[start])
+    return gap in "・･" or _says_something(gap)
 
 
-def _in_document(match: Match, n_title: int, document: Document) -> Match:
-    """A match in characters of the passage as one in those of the title or the text."""
-    start, end = match.document
-    in_title = start < len(document.title)
-    first, stop = (0, len(document.title)) if in_title else (n_title, len(document.passage))
-    found = Span(max(start, first) - first, max(min(end, stop), first) - first)
-    return match._replace(document=found, in_title=in_title)
+def _is_latin(char: str) -> bool:
+    normal = unicodedata.normalize("NFKD", char)[0]
+    return normal.isascii() and normal.isalnum()
 
 
-def _of_passage(match: Match, n_title: int) -> Span:
-    first = 0 if match.in_title else n_title
-    return Span(match.document.start + first, match.document.end + first)
+def _says_something(characters: str) -> bool:
+    """Whether characters are worth a mark: not punctuation, and no particle or auxiliary."""
+    normal = unicodedata.normalize("NFKC", characters).strip()
+    if len(normal) <= 2 and all("ぁ" <= char <= "ゟ" for char in normal):
+        return False
+    return not all(unicodedata.category(char).startswith(_SILENT) for char in normal)
 
 
-def _best_sentence(
-    text: str,
-    n_title: int,
-    spans: IntArray,
-    similarities: FloatArray,
-    worded: Sequence[Match],
-) -> Span | None:
-    """The sentence whose tokens answer best: MaxSim within it, and the terms that it has."""
-    best, found = 0.0, None
-    order = np.argsort(spans[:, 0], kind="stable")
-    starts = spans[order, 0] - n_title
-    for sentence in sentences(text):
-        first, stop = np.searchsorted(starts, [sentence.start, sentence.end])
-        worth = 0.0
-        if first < stop and len(similarities):
-            worth = float(np.maximum(similarities[:, order[first:stop]].max(axis=1), 0.0).sum())
-        terms = {m.query for m in worded if sentence.start <= m.document.start - n_title < sentence.end}
-        worth += TERM_WORTH * len(terms)
-        if worth > best:
-            best, found = worth, sentence
-    return found
+def _best_sentence(read: ReadText, similarities: FloatArray, places: Sequence[TermSpan]) -> Span | None:
+    """The sentence of the text that answers best, without the white space around it.
+
+    Args:
+        read: the document.
+        similarities: (n, d_tokens) of the query's tokens that have characters.
+        places: of the query's telling terms.
+    """
+    starts = read.spans[:, 0] - read.text_start
+    inside = np.flatnonzero(read.has_characters & (starts >= 0) & (starts < len(read.text)))
+    terms = [(place.term, span.start) for place in places if (span := read.in_text(place.span)) is not None]
+    last = max([*starts[inside].tolist(), *(start for _, start in terms)], default=-1)
+    if last < 0:
+        return None
+    spans = sentences(read.text[: last + READ_ON])
+    ends = np.array([span.end for span in spans], dtype=np.int64)
+    scores = np.zeros(len(spans), dtype=np.float32)
+    if similarities.size and len(inside):
+        sentence_of = np.searchsorted(ends, starts[inside], side="right")
+        order = np.argsort(sentence_of, kind="stable")
+        held, firsts = np.unique(sentence_of[order], return_index=True)
+        best = np.maximum.reduceat(similarities[:, inside[order]], firsts, axis=1)
+        scores[held] = np.maximum(best, 0.0).sum(axis=0)
+    distinct = {(term, int(np.searchsorted(ends, start, side="right"))) for term, start in terms}
+    for _, holder in distinct:
+        scores[holder] += TERM_BONUS
+    chosen = int(scores.argmax())
+    if not scores[chosen] > 0.0:
+        return None
+    start, end = spans[chosen]
+    sentence = read.text[start:end]
+    stripped = sentence.strip()
+    start += sentence.index(stripped)
+    return Span(start, start + len(stripped)) if stripped else spans[chosen]
 
 
-def _normal(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+def _normal(characters: str) -> str:
+    """Characters as they compare: in NFKC, without case."""
+    return unicodedata.normalize("NFKC", characters).casefold()
 
 
-def _is_blank(text: str) -> bool:
-    return not text.strip()
+def _filled(start: int, end: int) -> Span | None:
+    return Span(start, end) if start < end else None
+
+
+def _span(row: IntArray) -> Span:
+    return Span(int(row[0]), int(row[1]))

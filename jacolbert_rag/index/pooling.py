@@ -35,22 +35,26 @@ def pool_documents(docs: TokenEmbeddings, config: PoolingConfig) -> TokenEmbeddi
 def pool_with_members(
     docs: TokenEmbeddings, config: PoolingConfig
 ) -> tuple[TokenEmbeddings, list[IntArray] | None]:
-    """`pool_documents`, and for each token that a document had, (d_tokens,) int64, the one that took it in.
+    """`pool_documents`, and which pooled token took in each of the tokens.
 
-    The second is None where nothing is pooled.
+    Returns:
+        The pooled documents, and for each document (d_tokens,) int64 rows of its pooled tokens, so that
+        `pooled[i][members[i]]` has a row for each token of document i again. None for factor 1, where
+        each token is its own.
     """
     if config.factor == 1:
         return docs, None
     pooled, members = [], []
     for tokens in docs:
-        means, labels = _pool_document(tokens.astype(np.float32), config)
+        means, member = _pool_document(tokens.astype(np.float32), config)
         pooled.append(means)
-        members.append(labels)
+        members.append(member)
     flat = np.concatenate([np.empty((0, docs.dim), dtype=np.float32), *pooled])
     return TokenEmbeddings(flat, offsets_of([len(tokens) for tokens in pooled])), members
 
 
 def _pool_document(tokens: FloatArray, config: PoolingConfig) -> tuple[FloatArray, IntArray]:
+    """(pooled tokens, dim) float32, and (d_tokens,) int64 rows of it."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     kept, rest = tokens[: config.protected], tokens[config.protected :]
@@ -62,7 +66,7 @@ def _pool_document(tokens: FloatArray, config: PoolingConfig) -> tuple[FloatArra
     labels = fcluster(tree, t=n_clusters, criterion="maxclust")
     # Number the clusters by their first token, so that pooled documents keep the order of the text.
     _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-    labels = np.argsort(np.argsort(first))[labels].astype(np.int64)
+    labels = np.argsort(np.argsort(first))[labels]
     sums = np.zeros((len(first), tokens.shape[1]), dtype=np.float32)
     np.add.at(sums, labels, rest)
     counts = np.bincount(labels)[:, None].astype(np.float32)
