@@ -27,7 +27,7 @@ from jacolbert_rag.config import (
     LoadOptions,
     SearchMode,
 )
-from jacolbert_rag.datatypes import Document, Highlight, Hit, IntArray, TokenArray, TokenEmbeddings
+from jacolbert_rag.datatypes import Document, Hit, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
@@ -503,45 +503,50 @@ class JaColBERTRetriever:
         return self._read(lambda view: self._highlighted(view, question, hits))
 
     def _highlighted(self, view: View, question: Question, hits: Sequence[Hit]) -> list[Hit]:
-        tokens: dict[str, TokenArray] = {}
+        tokenizer, terms = self.encoder.tokenizer, self._index.terms
+        query_spans = tokenizer.query_spans(question.text)
+        # Each text is read once, for all that is asked of its tokens.
+        spans = [tokenizer.kept_spans(hit.document.passage) for hit in hits]
+        tokens: list[TokenArray | None] = [None] * len(hits)
         if question.embeddings is not None:
-            tokens = self._stored_tokens(view, hits)
-            fresh = [hit for hit in hits if hit.id not in tokens and has_text(hit.document.passage)]
-            encoded = self.encoder.documents([hit.document.passage for hit in fresh]) if fresh else ()
-            tokens |= {hit.id: each for hit, each in zip(fresh, encoded, strict=True)}
+            tokens = self._tokens(view, hits, spans)
         return [
-            replace(hit, highlight=self._highlight(question, hit.document, tokens.get(hit.id)))
-            for hit in hits
+            replace(
+                hit,
+                highlight=highlight(
+                    query=question.text,
+                    query_spans=query_spans,
+                    query_embeddings=question.embeddings,
+                    query_terms=question.terms,
+                    document=hit.document,
+                    document_spans=each,
+                    token_embeddings=embeddings,
+                    document_terms=terms.spans(hit.document.passage),
+                ),
+            )
+            for hit, each, embeddings in zip(hits, spans, tokens, strict=True)
         ]
 
-    def _stored_tokens(self, view: View, hits: Sequence[Hit]) -> dict[str, TokenArray]:
-        """Token embeddings of those documents that are stored as they are in the hits."""
+    def _tokens(self, view: View, hits: Sequence[Hit], spans: Sequence[IntArray]) -> list[TokenArray | None]:
+        """One token embedding for each span of each hit; None for a document without text.
+
+        Documents that are not stored as they are in the hits are encoded, and so are those of which it is
+        not known where pooling put their tokens.
+        """
         rows = view.rows_of([hit.id for hit in hits])
         stored = {document.id: document.passage for document in view.documents(list(rows.values()))}
         same = {hit.id: rows[hit.id] for hit in hits if stored.get(hit.id) == hit.document.passage}
-        tokens = view.tokens(list(same.values()))
-        found = {}
-        for hit in hits:
-            each = tokens.get(same.get(hit.id, -1))
-            # Tokens that were pooled before it was stored which went where are not one for each of the text.
-            if each is not None and len(each) == len(self._spans(hit.document.passage)):
-                found[hit.id] = each
+        by_row = view.tokens(list(same.values()))
+        found = [by_row.get(same[hit.id]) if hit.id in same else None for hit in hits]
+        fresh = [
+            i
+            for i, (hit, each, tokens) in enumerate(zip(hits, spans, found, strict=True))
+            if (tokens is None or len(tokens) != len(each)) and has_text(hit.document.passage)
+        ]
+        encoded = self.encoder.documents([hits[i].document.passage for i in fresh]) if fresh else ()
+        for i, tokens in zip(fresh, encoded, strict=True):
+            found[i] = tokens
         return found
-
-    def _spans(self, passage: str) -> IntArray:
-        return self.encoder.tokenizer.kept_spans(passage)
-
-    def _highlight(self, question: Question, document: Document, tokens: TokenArray | None) -> Highlight:
-        return highlight(
-            query=question.text,
-            query_spans=self.encoder.tokenizer.query_spans(question.text),
-            query_embeddings=question.embeddings,
-            query_terms=question.terms,
-            document=document,
-            document_spans=self._spans(document.passage),
-            token_embeddings=tokens,
-            document_terms=self._index.terms.spans(document.passage),
-        )
 
     def calibrate(
         self,

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "index.candidates": BASE | {"index.graph", "index.pooling", "index.postings"},
     "index.maxsim": BASE | {"index.quantize"},
     "index.filters": BASE,
-    "index.lexical": BASE | {"encode.terms"},
+    "index.lexical": BASE | {"encode.terms", "index.postings"},
     "index.fusion": BASE,
     "index.highlight": BASE | {"encode.sentences"},
     "index.snapshot": BASE | {"index.candidates", "index.database", "index.lexical", "index.maxsim",

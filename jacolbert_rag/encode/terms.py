@@ -100,10 +100,11 @@ class TermMaker:
     def spans(self, text: str) -> list[TermSpan]:
         """`terms` with the characters of the raw text that each comes from."""
         aligned = align(text, nfkc=True)
-        found = self._folded(aligned.text) if self.fold else self._surfaces(aligned)
+        found = list(self._folded(aligned.text) if self.fold else self._surfaces(aligned))
+        spans = aligned.spans([start for _, start, _, _ in found], [stop for _, _, stop, _ in found])
         return [
-            TermSpan(term, Span(*aligned.span(start, stop)), is_telling)
-            for term, start, stop, is_telling in found
+            TermSpan(term, Span(*span), is_telling)
+            for (term, _, _, is_telling), span in zip(found, spans.tolist(), strict=True)
         ]
 
     def _surfaces(self, aligned: AlignedText) -> Iterator[tuple[str, int, int, bool]]:

@@ -25,6 +25,7 @@ from jacolbert_rag.datatypes import (
     Uint64Array,
 )
 from jacolbert_rag.encode.terms import TermMaker
+from jacolbert_rag.index.postings import are_lists
 
 MAX_COUNT = 0xFFFF  # of one term in one document; BM25 has long been saturated there
 _HEAD = 4  # numbers before the arrays of packed lists
@@ -121,13 +122,7 @@ class WordLists:
         stops = np.cumsum(sizes)[:-1]
         keys, offsets, rows, counts, lengths = np.split(packed[_HEAD:], stops)
         lists = cls(keys.view(np.uint64), offsets, rows, counts.view(np.uint16)[:n_entries], lengths)
-        if (
-            lists.offsets[0] != 0
-            or lists.offsets[-1] != n_entries
-            or np.any(lists.offsets[1:] < lists.offsets[:-1])
-            or np.any(lists.keys[1:] <= lists.keys[:-1])
-            or (n_entries and lists.rows.max() >= n_rows)
-        ):
+        if not are_lists(lists.keys, lists.offsets, lists.rows, n_rows):
             raise ValueError("word lists that contradict themselves")
         return lists
 

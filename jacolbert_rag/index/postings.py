@@ -6,10 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jacolbert_rag.datatypes import FloatArray, IntArray, Uint32Array, offsets_of
+from jacolbert_rag.datatypes import FloatArray, IntArray, Uint32Array, Uint64Array, offsets_of
 
 # Above so many cells, query tokens take turns over one row of gains rather than having a row each.
 MAX_GAINS = 1 << 21
+
+
+def are_lists(keys: Uint32Array | Uint64Array, offsets: Uint32Array, rows: Uint32Array, n_rows: int) -> bool:
+    """Whether (n,) keys, (n + 1,) offsets and rows below n_rows are lists that can be followed safely."""
+    return bool(
+        offsets[0] == 0
+        and offsets[-1] == len(rows)
+        and np.all(offsets[1:] >= offsets[:-1])
+        and np.all(keys[1:] > keys[:-1])
+        and (not len(rows) or rows.max() < n_rows)
+    )
 
 
 @dataclass(frozen=True)
@@ -80,13 +91,7 @@ class Postings:
         if n < 0 or len(packed) < 2 * n + 2:
             raise ValueError("not an array of posting lists")
         lists = cls(packed[1 : n + 1], packed[n + 1 : 2 * n + 2], packed[2 * n + 2 :])
-        if (
-            lists.offsets[0] != 0
-            or lists.offsets[-1] != len(lists.rows)
-            or np.any(lists.offsets[1:] < lists.offsets[:-1])
-            or np.any(lists.pooled[1:] <= lists.pooled[:-1])
-            or (len(lists.rows) and lists.rows.max() >= n_rows)
-        ):
+        if not are_lists(lists.pooled, lists.offsets, lists.rows, n_rows):
             raise ValueError("posting lists that contradict themselves")
         return lists
 
