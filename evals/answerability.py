@@ -31,22 +31,24 @@ def measure(
     """Shares of questions for which nothing is returned.
 
     Args:
-        engine: over the task's corpus.
+        engine: over the task's corpus, which is there again at the end.
         task: questions with the documents that answer them.
         unanswerable: questions that nothing in the corpus answers.
         mode: how documents are found.
 
     Returns:
         "with_answer": share refused though the corpus has their passages; "without_answer": share refused
-        once those are hidden; "unanswerable": share refused of the questions that nothing answers, or None.
+        once those were deleted; "unanswerable": share refused of the questions that nothing answers, or None.
     """
     calibration = engine.calibrate(mode=mode)
     n_with = n_without = 0
     for id, query in task.queries.items():
-        relevant = {document for document, grade in task.qrels[id].items() if grade > 0}
+        relevant = [document for document, grade in task.qrels[id].items() if grade > 0]
         n_with += not engine.search(query, 1, mode=mode, abstain=True)
-        others = [document.id for document in task.documents if document.id not in relevant]
-        n_without += not engine.search(query, 1, mode=mode, abstain=True, filter=_among(others))
+        removed = engine.get(relevant)
+        engine.delete(relevant)
+        n_without += not engine.search(query, 1, mode=mode, abstain=True)
+        engine.add(removed)
     refused = [not engine.search(query, 1, mode=mode, abstain=True) for query in unanswerable]
     return {
         "dataset": task.name,
@@ -61,25 +63,6 @@ def measure(
         "n_unanswerable": len(unanswerable),
         "unanswerable": sum(refused) / len(refused) if refused else None,
     }
-
-
-def _among(ids: list[str]) -> Any:
-    """A filter for documents of these ids."""
-    allowed = frozenset(ids)
-    return lambda document: document.id in allowed
-
-
-def unanswerable_questions(folder: Path, split: str) -> list[str]:
-    """Questions of a split whose metadata says that nothing answers them; none without that file."""
-    path = folder / "queries.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json_format.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [
-        row["text"]
-        for row in rows
-        if row.get("metadata", {}).get("answerable") is False and row["metadata"].get("split") == split
-    ]
 
 
 @app.command()
@@ -105,7 +88,7 @@ def main(
         reports.check_writable(json)
         task = datasets.load_task(data, split, limit=limit)
         engine = systems.build_engine(task.documents, model=model)
-        row = measure(engine, task, unanswerable_questions(data, split), cast(SearchMode, mode))
+        row = measure(engine, task, datasets.unanswerable(data, split), cast(SearchMode, mode))
         system = systems.JaColBERT(
             engine, systems.HYBRID_NAME if mode == "hybrid" else systems.CANDIDATES_NAME
         )

@@ -105,6 +105,20 @@ def load_task(folder: Path, split: str, *, limit: int | None = None) -> Task:
     )
 
 
+def unanswerable(folder: Path, split: str) -> list[str]:
+    """Questions of a split that nothing in the corpus answers: their metadata has "answerable": false.
+
+    Raises:
+        DatasetError: as `load_task`.
+    """
+    records = [json.loads(line) for _, line in _lines(_find(folder, "queries.jsonl"))]
+    return [
+        record["text"]
+        for record in records
+        if (about := record.get("metadata") or {}).get("answerable") is False and about.get("split") == split
+    ]
+
+
 def _find(folder: Path, name: str) -> Path:
     """The file, plain or gzipped."""
     plain, packed = folder / name, folder / f"{name}.gz"

@@ -71,12 +71,18 @@ class TermSpan(NamedTuple):
     Attributes:
         term: in normalised form, as it is counted.
         span: characters of the raw text.
-        is_telling: whether it says something by itself: no number alone, no する, いる or こと.
+        weight: how much it says by itself: 1 for a noun, a name or a model number, less for other words, 0
+            for a number alone, for する, いる or こと.
     """
 
     term: str
     span: Span
-    is_telling: bool
+    weight: float
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it says something by itself."""
+        return self.weight > 0
 
 
 class Match(NamedTuple):

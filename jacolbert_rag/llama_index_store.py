@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
-
-import numpy as np
 
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document
@@ -39,7 +38,6 @@ from llama_index.core.vector_stores.types import (
 )
 
 if TYPE_CHECKING:
-    from jacolbert_rag.index.view import View
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 # By LlamaIndex's names for them.
@@ -361,8 +359,7 @@ def _source_of(document: Document) -> str:
 
 
 def _all_know_their_source(engine: Engine) -> bool:
-    unknown = Condition(SOURCE_KEY, "exists", False)
-    return engine._read(lambda view: not view.allowed(unknown).any())
+    return next(engine.documents(Condition(SOURCE_KEY, "exists", False)), None) is None
 
 
 def _ids_of(engine: Engine, source: str) -> list[str]:
@@ -374,21 +371,15 @@ def _ids_of(engine: Engine, source: str) -> list[str]:
             AllOf((Condition(NODE_KEYS[1], "exists", True), Condition(SOURCE_KEY, "exists", False))),
         )
     )
-
-    def work(view: View) -> list[str]:
-        rows = set(np.flatnonzero(view.allowed(by_metadata)).tolist())
-        # Of what is no node: the document itself, or its chunks.
-        rows |= set(view.rows_of([source, *view.ids_with_prefix(f"{source}#")]).values())
-        return [each.id for each in view.documents(sorted(rows)) if _source_of(each) == source]
-
-    return engine._read(work)
+    # Of what is no node: the document itself, or its chunks.
+    by_id = engine.get([source, *engine.ids(f"{source}#")])
+    return [each.id for each in chain(engine.documents(by_metadata), by_id) if _source_of(each) == source]
 
 
 def _documents(engine: Engine, ids: list[str] | None, filters: MetadataFilters | None) -> list[Document]:
     """Stored documents of these ids, in order, or all; those that the filters let through."""
-    if filters is None:
-        return engine.get(ids) if ids is not None else list(engine)
-    conditions = to_filter(filters)
-    if ids is not None:
-        return [each for each in engine.get(ids) if matches(conditions, each.metadata)]
-    return engine._read(lambda view: view.documents(np.flatnonzero(view.allowed(conditions))))
+    conditions = to_filter(filters) if filters is not None else None
+    if ids is None:
+        return list(engine.documents(conditions))
+    found = engine.get(ids)
+    return [each for each in found if conditions is None or matches(conditions, each.metadata)]

@@ -237,11 +237,8 @@ class JaColBERTRetriever:
         return isinstance(id, str) and self._read(lambda view: bool(view.rows_of([id])))
 
     def __iter__(self) -> Iterator[Document]:
-        """Every document that is there when iteration begins, in order, but for those that went since."""
-        ids = self._read(lambda view: view.ids())
-        # No view is held while the caller works: compacting and adding go on.
-        for start in range(0, len(ids), ADD_DOCUMENTS):
-            yield from self.get(ids[start : start + ADD_DOCUMENTS])
+        """`documents()`."""
+        return self.documents()
 
     @property
     def path(self) -> Path | None:
@@ -402,6 +399,26 @@ class JaColBERTRetriever:
         """Ids in the index, sorted: all of them, or those that begin with a prefix."""
         return self._read(lambda view: view.ids_with_prefix(prefix))
 
+    def documents(self, filter: GivenFilter | None = None) -> Iterator[Document]:
+        """Documents that a filter lets through, in order of arrival; all of them without one.
+
+        Those that are there now, but for what goes before the iterator comes to it.
+
+        Args:
+            filter: as `search` takes it.
+
+        Raises:
+            InvalidInputError: the filter cannot be asked.
+        """
+        if filter is None:
+            ids = self._read(lambda view: view.ids())
+        else:
+            conditions = parsed(filter)
+            ids = self._read(lambda view: view.ids(view.allowed(conditions)))
+        # No view is held while the caller works: compacting and adding go on.
+        blocks = range(0, len(ids), ADD_DOCUMENTS)
+        return (document for start in blocks for document in self.get(ids[start : start + ADD_DOCUMENTS]))
+
     def get(self, ids: Sequence[str]) -> list[Document]:
         """The documents of these ids, in order; unknown ids are passed over."""
         if isinstance(ids, str):
@@ -559,7 +576,7 @@ class JaColBERTRetriever:
     ) -> Calibration:
         """Find in the corpus below which confidence nothing answers, for `search(abstain=True)`.
 
-        Sentences of stored documents are asked while the document that each is from may not be found. The
+        Sentences of stored documents are asked as if the document that each is from were not there. The
         threshold is stored with the index; find it anew where the corpus has become another.
 
         Args:
@@ -584,8 +601,7 @@ class JaColBERTRetriever:
             for place, sentence in chosen:
                 (question,) = self._questions([sentence], embed=True)
                 own = parent_of(documents[place]) or documents[place].id
-                best = self._read(partial(self._best_of_others, question=question, own=own, mode=mode))
-                found += best
+                found.append(self._read(partial(self._best_without, question=question, own=own, mode=mode)))
                 advance(1)
         calibration = Calibration(
             threshold(np.array(found, dtype=np.float32), quantile),
@@ -599,12 +615,12 @@ class JaColBERTRetriever:
             self._index.write_state(calibration=calibration.to_json())
         return calibration
 
-    def _best_of_others(self, view: View, question: Question, own: str, mode: SearchMode) -> list[float]:
-        """The confidence of the best hit that is not of a document; empty where there is none."""
-        allowed = view.snapshot.live.copy()
-        allowed[list(view.rows_of([own, *_chunks_of(view, own)]).values())] = False
-        found = find(view, [question], 1, self.settings, mode=mode, exact=False, allowed=allowed)[0]
-        return found.figures["confidence"].tolist() if len(found.rows) else [0.0]
+    def _best_without(self, view: View, question: Question, own: str, mode: SearchMode) -> float:
+        """The confidence of the best hit in a corpus without a document; 0 where there is none."""
+        rows = view.rows_of([own, *_chunks_of(view, own)]).values()
+        others = replace(view, snapshot=view.snapshot.without(list(rows)))
+        found = find(others, [question], 1, self.settings, mode=mode, exact=False, allowed=None)[0]
+        return float(found.figures["confidence"][0]) if len(found.rows) else 0.0
 
     @property
     def calibration(self) -> Calibration | None:

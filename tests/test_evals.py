@@ -644,6 +644,7 @@ def test_abstaining_is_counted(beir, tmp_path):
     ]
     engine = systems.build_engine([*task.documents, *documents], model=None)
     row = answerability.measure(engine, task, ["量子計算機の誤り訂正の符号は何か？"], "hybrid")
+    assert set(engine.ids()) == {document.id for document in (*task.documents, *documents)}
     engine.close()
     assert row["n_queries"] == len(task.queries)
     assert row["unanswerable"] in (0.0, 1.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jacolbert_rag import Document
 from jacolbert_rag.encode.terms import TermMaker
-from jacolbert_rag.index.lexical import MAX_COUNT, Lexicon, WordLists, key_of, list_words
+from jacolbert_rag.index.lexical import MAX_COUNT, UNKNOWN_WEIGHT, Lexicon, WordLists, key_of, list_words
 
 TERMS = st.lists(st.sampled_from(["東京", "大阪", "湖", "𠮷", "abc123", "サーバ"]), max_size=9)
 
@@ -85,9 +85,20 @@ def test_coverage_is_the_share_of_what_terms_are_worth() -> None:
     rows = np.arange(3)
     idf = {n: np.log(1 + (3 - n + 0.5) / (n + 0.5)) for n in (0, 1, 2)}
     expected = [1.0, idf[2] / (idf[1] + idf[2]), 0.0]
-    assert lexicon.coverage(["湖", "日本", "湖"], rows) == pytest.approx(expected)
-    assert lexicon.coverage(["海", "日本"], rows) == pytest.approx([idf[2] / (idf[0] + idf[2])] * 2 + [0.0])
-    assert lexicon.coverage([], rows).tolist() == [0.0, 0.0, 0.0]
+    assert lexicon.coverage({"湖": 1.0, "日本": 1.0}, rows) == pytest.approx(expected)
+    half = [1.0, 0.5 * idf[2] / (idf[1] + 0.5 * idf[2]), 0.0]
+    assert lexicon.coverage({"湖": 1.0, "日本": 0.5}, rows) == pytest.approx(half)
+    assert lexicon.coverage({}, rows).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_in_coverage_an_unknown_word_counts_less_and_an_unknown_model_number_does_not() -> None:
+    lexicon = Lexicon([WordLists.of([["湖", "日本"], ["日本"], ["山"]])], np.ones(3, dtype=np.bool_))
+    rows = np.arange(3)
+    idf = {n: np.log(1 + (3 - n + 0.5) / (n + 0.5)) for n in (0, 2)}
+    word = idf[2] / (UNKNOWN_WEIGHT * idf[0] + idf[2])
+    code = idf[2] / (idf[0] + idf[2])
+    assert lexicon.coverage({"海": 1.0, "日本": 1.0}, rows) == pytest.approx([word, word, 0.0])
+    assert lexicon.coverage({"abc12": 1.0, "日本": 1.0}, rows) == pytest.approx([code, code, 0.0])
 
 
 @settings(deadline=None)  # of the first example, which imports bm25s

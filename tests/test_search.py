@@ -86,6 +86,23 @@ def test_a_filter_sees_what_was_changed_since(filled: JaColBERTRetriever) -> Non
     assert {hit.id for hit in filled.search("町", 50, filter=given)} == {"新", "文1"}
 
 
+@pytest.mark.parametrize("given", FILTERS)
+def test_documents_that_a_filter_lets_through(filled: JaColBERTRetriever, given: Any) -> None:
+    wanted = [d for d in documents() if matches(parse(given), d.metadata)]
+    assert list(filled.documents(given)) == wanted
+    assert list(filled.documents(lambda document: matches(parse(given), document.metadata))) == wanted
+    assert list(filled.documents()) == list(filled) == documents()
+
+
+def test_documents_by_filter_are_those_of_the_moment(filled: JaColBERTRetriever) -> None:
+    few = filled.documents({"番号": {"$lt": 3}})
+    filled.add([Document("新", "新しい町である。", {"番号": 1})])
+    filled.delete(["文0"])
+    assert [document.id for document in few] == ["文1", "文2"]
+    with pytest.raises(InvalidInputError, match=r"\$near"):
+        filled.documents({"番号": {"$near": 3}})
+
+
 def test_a_field_of_another_type_is_an_error(filled: JaColBERTRetriever) -> None:
     with pytest.raises(InvalidInputError, match="種"):
         filled.search("町", filter={"種": {"$gt": 3}})
@@ -231,6 +248,16 @@ def test_calibration_is_stored_and_used(tmp_path: Path) -> None:
         assert hit.scores["confidence"] >= found.threshold
         assert opened.search("量子コンピューターの誤り訂正とは何か？", 1, mode=mode, abstain=True) == []
     assert opened.calibrate(n=30, quantile=0.5) == found  # from one seed the same
+
+
+def test_calibration_asks_a_corpus_that_has_never_had_the_document() -> None:
+    retriever = JaColBERTRetriever.from_pretrained()
+    retriever.add(many())
+    retriever.add([Document("珍", "薔薇園の管理規則をここに定める。")])
+    question = retriever._questions(["薔薇園の管理規則をここに定める。"], embed=True)[0]
+    found = retriever._read(lambda view: retriever._best_without(view, question, "珍", "hybrid"))
+    retriever.delete(["珍"])
+    assert found == pytest.approx(retriever.search(question.text, 1, mode="hybrid")[0].scores["confidence"])
 
 
 def test_calibration_needs_documents(retriever: JaColBERTRetriever) -> None:

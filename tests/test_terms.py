@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jacolbert_rag.encode.normalize import clean
-from jacolbert_rag.encode.terms import TermMaker
+from jacolbert_rag.encode.terms import OTHER_WEIGHT, TermMaker
 from jacolbert_rag.encode.words import WordSegmenter
 
 MAKER = TermMaker()
@@ -68,12 +68,16 @@ def test_a_model_number_counts_whole_and_in_parts() -> None:
 
 def test_telling_terms() -> None:
     telling = {
-        term
-        for term, _, is_telling in MAKER.spans("2011年に琵琶湖で何をする人がABC-12を使うこと")
-        if is_telling
+        one.term for one in MAKER.spans("2011年に琵琶湖で何をする人がABC-12を使うこと") if one.is_telling
     }
     assert {"琵琶", "abc12", "使う"} <= telling
     assert telling.isdisjoint({"2011", "年", "何", "為る", "人", "事", "abc"})
+
+
+def test_nouns_and_model_numbers_say_more_than_verbs() -> None:
+    weights = {term: weight for term, _, weight in MAKER.spans("琵琶湖でABC-12を静かに使う")}
+    assert weights["琵琶"] == weights["abc12"] == 1.0
+    assert weights["使う"] == weights["静か"] == OTHER_WEIGHT
 
 
 def test_not_folded_is_what_mecab_says() -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from jacolbert_rag.datatypes import Span, TermSpan
 from jacolbert_rag.encode.normalize import AlignedText, align, clean
-from jacolbert_rag.encode.words import TaggedWord, WordSegmenter
+from jacolbert_rag.encode.words import MAX_MEMO_TAGGED, TaggedWord, WordSegmenter
 
 # Latin letters and digits, joined by what joins a model number, a version, a date or a number: A-1/2, 1,000.
 _CODE = re.compile(r"[a-zA-Z0-9]+(?:[-_./:,+#'][a-zA-Z0-9]+)*[+#]*")
@@ -21,6 +22,10 @@ _PARTS = re.compile(r"[a-zA-Z]+|[0-9]+")
 _NUMBER = re.compile("[0-9]+(?:[.,][0-9]+)*")
 _JOINTS = re.compile(r"[^a-zA-Z0-9]")
 _KATAKANA = re.compile("[ァ-ヺー]{3,}ー")  # コンピューター is コンピュータ; キー stays
+
+# What a verb, an adjective or an adverb says beside a noun: they come in many words for one thing. See
+# `jacolbert_rag.calibration` for how it was chosen.
+OTHER_WEIGHT = 0.5
 
 _NO_TERMS = frozenset({"助詞", "助動詞", "補助記号", "空白"})
 # Terms that match by chance in most questions: pronouns, affixes, and words that stand for others.
@@ -103,17 +108,17 @@ class TermMaker:
         found = list(self._folded(aligned.text) if self.fold else self._surfaces(aligned))
         spans = aligned.spans([start for _, start, _, _ in found], [stop for _, _, stop, _ in found])
         return [
-            TermSpan(term, Span(*span), is_telling)
-            for (term, _, _, is_telling), span in zip(found, spans.tolist(), strict=True)
+            TermSpan(term, Span(*span), weight)
+            for (term, _, _, weight), span in zip(found, spans.tolist(), strict=True)
         ]
 
-    def _surfaces(self, aligned: AlignedText) -> Iterator[tuple[str, int, int, bool]]:
+    def _surfaces(self, aligned: AlignedText) -> Iterator[tuple[str, int, int, float]]:
         words = self._segmenter.tagged(aligned.text)
         for word, start in _placed(words, aligned.text):
-            yield word.surface, start, start + len(word.surface), _is_telling(word)
+            yield word.surface, start, start + len(word.surface), _weight(word)
 
-    def _folded(self, text: str) -> Iterator[tuple[str, int, int, bool]]:
-        """(term, start, stop, is_telling) in a cleaned text."""
+    def _folded(self, text: str) -> Iterator[tuple[str, int, int, float]]:
+        """(term, start, stop, weight) in a cleaned text."""
         words = list(_placed(self._segmenter.tagged(text), text))
         codes = [match.span() for match in _CODE.finditer(text)]
         at = 0
@@ -124,8 +129,8 @@ class TermMaker:
             if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
                 if start == codes[at][0]:  # its first word stands for all of them
                     yield from _of_code(text, *codes[at])
-            elif word.pos not in _NO_TERMS and (word.pos != "記号" or word.division == "文字"):
-                yield _folded(word), start, stop, _is_telling(word)
+            elif (form := _folded(word)) is not None:
+                yield form, start, stop, _weight(word)
 
 
 def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, int]]:
@@ -137,23 +142,26 @@ def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, in
         yield word, start
 
 
-def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, bool]]:
+def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, float]]:
     """The terms of a run of Latin letters and digits: the whole, and its parts where there are several."""
     code = text[start:stop].lower()
     if _NUMBER.fullmatch(code):  # 1,000 is 1000, and 3.5 is not 35
-        yield code.replace(",", ""), start, stop, False
+        yield code.replace(",", ""), start, stop, 0.0
         return
     whole = _JOINTS.sub("", code.rstrip("+#"))
     suffix = code[len(code.rstrip("+#")) :]  # C++ is not C
-    yield whole + suffix, start, stop, not whole.isdigit() and len(whole + suffix) > 1
+    yield whole + suffix, start, stop, float(not whole.isdigit() and len(whole + suffix) > 1)
     parts = [match.span() for match in _PARTS.finditer(code)]
     if len(parts) > 1:
         for first, last in parts:
-            yield code[first:last], start + first, start + last, False
+            yield code[first:last], start + first, start + last, 0.0
 
 
-def _folded(word: TaggedWord) -> str:
-    """A word's normalised form."""
+@lru_cache(maxsize=MAX_MEMO_TAGGED)
+def _folded(word: TaggedWord) -> str | None:
+    """A word's normalised form; None where it is no term."""
+    if word.pos in _NO_TERMS or (word.pos == "記号" and word.division != "文字"):
+        return None
     if not word.lemma:
         form = word.surface
     elif word.division == "固有名詞":
@@ -164,8 +172,11 @@ def _folded(word: TaggedWord) -> str:
     return form[:-1] if _KATAKANA.fullmatch(form) else form
 
 
-def _is_telling(word: TaggedWord) -> bool:
-    """Whether a word says something by itself."""
+@lru_cache(maxsize=MAX_MEMO_TAGGED)
+def _weight(word: TaggedWord) -> float:
+    """How much a word says by itself."""
     if word.pos in _NO_TERMS or word.pos in _DULL_POS or word.division in _DULL_DIVISIONS:
-        return False
-    return word.lemma.partition("-")[0] not in _DULL_LEMMAS and word.pos != "記号"
+        return 0.0
+    if word.lemma.partition("-")[0] in _DULL_LEMMAS or word.pos == "記号":
+        return 0.0
+    return 1.0 if word.pos == "名詞" else OTHER_WEIGHT

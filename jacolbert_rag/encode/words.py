@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jacolbert_rag.datatypes import IntArray, SpecialTokens
@@ -16,6 +17,8 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 MAX_CHARS_PER_WORD = 100
 # Words are Zipfian: a memo this large holds nearly every word met again, and bounds memory.
 MAX_MEMO_WORDS = 200_000
+# Of words with what the dictionary says of them, half a kilobyte each.
+MAX_MEMO_TAGGED = 65_536
 
 
 # MeCab's lattice lives in the tagger, so no two threads may use one at once. Taggers that are idle are shared
@@ -48,6 +51,16 @@ class TaggedWord(NamedTuple):
     base: str
 
 
+@lru_cache(maxsize=MAX_MEMO_TAGGED)
+def _tagged(line: str) -> tuple[TaggedWord, ...]:
+    """What MeCab said of one word, in the format above."""
+    if not line:
+        return ()
+    word = TaggedWord(*line.split("\t")[:-1])
+    # As in `words`: what NFKC leaves of white space ends a word, and is none.
+    return tuple(word._replace(surface=part) for part in word.surface.split())
+
+
 class WordSegmenter:
     """MeCab with unidic-lite: text to words. Any number of threads may use one."""
 
@@ -76,9 +89,7 @@ class WordSegmenter:
             lines = analyzer.parse(cleaned).split("\n")
         finally:
             _IDLE_ANALYZERS.append(analyzer)
-        words = (TaggedWord(*line.split("\t")[:-1]) for line in lines if line)
-        # As in `words`: what NFKC leaves of white space ends a word, and is none.
-        return [word._replace(surface=part) for word in words for part in word.surface.split()]
+        return [word for line in lines for word in _tagged(line)]
 
     @staticmethod
     def _new_tagger(output: str) -> Any:

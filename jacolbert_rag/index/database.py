@@ -328,10 +328,10 @@ def rows_of(sql: sqlite3.Connection, ids: Iterable[str]) -> dict[str, int]:
     return {key: found[key] for key in wanted if key in found}
 
 
-def ids(sql: sqlite3.Connection) -> list[str]:
-    """Ids of all documents, in order of rows."""
+def ids(sql: sqlite3.Connection) -> list[tuple[int, str]]:
+    """Row and id of all documents, in order of rows."""
     with _values("documents"):
-        return [_text(key) for (key,) in sql.execute("SELECT id FROM documents ORDER BY row")]
+        return [(row, _text(key)) for row, key in sql.execute("SELECT row, id FROM documents ORDER BY row")]
 
 
 def ids_with_prefix(sql: sqlite3.Connection, prefix: str) -> list[str]:

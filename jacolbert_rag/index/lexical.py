@@ -28,6 +28,8 @@ from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.index.postings import are_lists
 
 MAX_COUNT = 0xFFFF  # of one term in one document; BM25 has long been saturated there
+# Of a word that no document has, in coverage; see `jacolbert_rag.calibration` for how it was chosen.
+UNKNOWN_WEIGHT = 0.25
 _HEAD = 4  # numbers before the arrays of packed lists
 
 
@@ -205,25 +207,29 @@ class Lexicon:
             scores[rows] += times * self._idf(len(rows)) * counts / (counts + norms)
         return scores
 
-    def coverage(self, terms: Sequence[str], rows: IntArray) -> FloatArray:
-        """The share of a query's terms that documents have, each term counted by its idf.
+    def coverage(self, weights: Mapping[str, float], rows: IntArray) -> FloatArray:
+        """The share of a query's terms that documents have, each term counted by its idf and its weight.
+
+        A word that no document has counts less: it may be another one for what the corpus calls otherwise.
+        A model number or a Latin name has no other, and counts in full.
 
         Args:
-            terms: of a query; those that occur twice count once.
+            weights: terms of a query, with how much each says by itself.
             rows: (n,).
 
         Returns:
             (n,) float32 within [0, 1]; 0 where the query has no terms.
         """
         total = np.zeros(len(rows), dtype=np.float64)
-        distinct = list(_counted(terms))
         worth = 0.0
-        for having, _ in self._entries(distinct):
-            idf = self._idf(len(having))
-            worth += idf
+        for (term, weight), (having, _) in zip(weights.items(), self._entries(list(weights)), strict=True):
+            value = weight * self._idf(len(having))
             if len(having):
                 places = np.minimum(np.searchsorted(having, rows), len(having) - 1)
-                total += idf * (having[places] == rows)
+                total += value * (having[places] == rows)
+            elif not term.isascii():
+                value *= UNKNOWN_WEIGHT
+            worth += value
         return (total / worth if worth else total).astype(np.float32)
 
 

@@ -42,9 +42,10 @@ class Question:
         return [term for term, _, _ in self.terms]
 
     @property
-    def telling(self) -> list[str]:
-        """The terms that say something by themselves; all of them where none does."""
-        return [term for term, _, is_telling in self.terms if is_telling] or self.words
+    def telling(self) -> dict[str, float]:
+        """The terms that say something by themselves, and how much; all of them alike where none does."""
+        weights = {term: weight for term, _, weight in self.terms if weight}
+        return weights or dict.fromkeys(self.words, 1.0)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -88,6 +88,12 @@ class Snapshot:
     def n_unlisted(self) -> int:
         """Rows that no posting list has."""
         return sum(segment.row.n_rows for segment in self.segments if segment.postings is None)
+
+    def without(self, rows: Sequence[int]) -> Snapshot:
+        """This state as if these rows had never been: full-text search does not count them either."""
+        live = self.live.copy()
+        live[list(rows)] = False
+        return replace(self, live=live, made=Made())
 
     def rows(self, allowed: BoolArray | None = None) -> IntArray:
         """Live rows, rising; those of them that may be found."""

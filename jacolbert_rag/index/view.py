@@ -83,9 +83,10 @@ class View:
         """Row of each id that is stored, in the order given."""
         return database.rows_of(self.sql, ids)
 
-    def ids(self) -> list[str]:
-        """Ids of all documents, in order of arrival."""
-        return database.ids(self.sql)
+    def ids(self, allowed: BoolArray | None = None) -> list[str]:
+        """Ids of all documents in order of arrival, or of those rows that are allowed."""
+        found = database.ids(self.sql)
+        return [id for row, id in found if allowed is None or allowed[row]]
 
     def ids_with_prefix(self, prefix: str) -> list[str]:
         """Ids that begin with a prefix, sorted."""
