@@ -45,6 +45,7 @@ bench: $(VENV)/.installed $(PEERS:%=.venv-%/.installed)  ## time the encoder and
 	$(RUN) -m benchmarks.memory --passages 2000 --passages 10000 --passages 100000 --results benchmarks/results
 	$(RUN) -m benchmarks.index --pylate .venv-pylate/bin/python --fast-plaid .venv-fast-plaid/bin/python \
 		--lancedb .venv-lancedb/bin/python --results benchmarks/results
+	$(RUN) -m benchmarks.search --results benchmarks/results
 	$(RUN) -m benchmarks.tables
 
 choices: $(VENV)/.installed  ## measure what each setting of the index costs

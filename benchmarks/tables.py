@@ -23,7 +23,7 @@ BEGIN_INDEX, END_INDEX = "<!-- index: written by `python -m benchmarks.tables` -
 PLOT = RESULTS / "index.svg"
 ORDER = (
     *("documents", "tokens", "query", "cold-start", "cuda", "memory"),
-    *("index", "choices-storage", "choices-candidates", "choices-exact", "choices-maxsim"),
+    *("index", "search", "choices-storage", "choices-candidates", "choices-exact", "choices-maxsim"),
 )
 NOTHING = "Not run: no result is committed."
 PIPE_WIDTH = 160  # columns where the output is no terminal: rich would take 80 and break the cells
@@ -138,6 +138,7 @@ def grids(workload: str, result: Result) -> list[Grid]:
         "cuda": _cuda,
         "memory": _memory,
         "index": _index,
+        "search": _search,
         "choices-storage": _storage,
         "choices-candidates": _candidates,
         "choices-exact": _exact,
@@ -273,6 +274,21 @@ def _growth(rows: Sequence[Mapping[str, Any]]) -> Grid:
     )
     heads = ("passages", "open, s", "p50 ms", "p95 ms", "times the p50 of the line above")
     return Grid("jacolbert alone, the sizes taking turns", heads, lines)
+
+
+def _search(result: Result) -> list[Grid]:
+    lines = tuple(
+        (
+            row["kind"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            _spread(row["beside"]),
+            _spread(row["highlights_ms"]) if "highlights_ms" in row else "",
+        )
+        for row in result["rows"]
+    )
+    heads = ("kind", "p50 ms", "p95 ms", "beside the first line", "ten highlights, ms")
+    return [Grid(f"Ways to search, {_n(result)} passages, {result['n_questions']} questions", heads, lines)]
 
 
 def _index_in_short(result: Result) -> Grid:

@@ -1,7 +1,7 @@
 """When to say that nothing answers: a threshold of confidence, found in the corpus itself.
 
-Sentences of stored documents are asked as if they were questions, while the document that each is from may
-not be found: what is best then answers a question that nothing answers. The threshold is a quantile of those
+Sentences of stored documents are asked as if they were questions, of a corpus without the document that each
+is from: what is best then answers a question that nothing answers. The threshold is a quantile of those
 confidences. No questions and no judgements are needed, so it can be done for any corpus.
 """
 
@@ -18,7 +18,14 @@ from jacolbert_rag.encode.sentences import sentences
 from jacolbert_rag.errors import InvalidInputError
 
 N_SENTENCES = 500  # asked by default
-QUANTILE = 0.85
+# Chosen on 500 questions of JaQuAD's train split and 300 headlines of Wikinews', each asked with its passages
+# in the corpus and once more with those removed. How well confidence tells the two apart (area under the
+# curve): .829 and .818 with words that no document has at .5 and all but nouns at .5, coverage as similarity;
+# .828 and .807 with none of these and coverage twice as similarity; .828 and .819 with unknown words at .25,
+# .823 and .817 at 0. Refused with and without their passages, by quantile: JaQuAD .84 .096 and .604, .86 .102
+# and .634, .88 .116 and .656, .90 .132 and .676; Wikinews .087 and .617, .140 and .673, .183 and .680, .277
+# and .727.
+QUANTILE = 0.88
 LEAST_CHARACTERS = 8  # of a sentence that is worth asking
 LEAST_SENTENCES = 20  # below that a quantile says nothing
 

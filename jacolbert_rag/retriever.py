@@ -39,7 +39,7 @@ from jacolbert_rag.errors import (
     InvalidInputError,
 )
 from jacolbert_rag.index.database import as_stored, check_documents
-from jacolbert_rag.index.fusion import COVERAGE_WEIGHT, similarity
+from jacolbert_rag.index.fusion import CONFIDENCE_VERSION, similarity
 from jacolbert_rag.index.highlight import highlight
 from jacolbert_rag.index.index import Damage, Index, PassageChangedError, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
@@ -609,7 +609,7 @@ class JaColBERTRetriever:
             len(found),
             len(documents),
             mode,
-            {"lexical": self.settings.lexical.to_json(), "coverage_weight": COVERAGE_WEIGHT},
+            {"lexical": self.settings.lexical.to_json(), "confidence": CONFIDENCE_VERSION},
         )
         with self._writing:
             self._index.write_state(calibration=calibration.to_json())
@@ -795,6 +795,11 @@ def _threshold(view: View) -> float:
         raise InvalidInputError(
             "abstain needs a threshold, and this index has none yet. Call calibrate() once, after the "
             "documents were added."
+        )
+    if calibration.made_with.get("confidence") != CONFIDENCE_VERSION:
+        raise InvalidInputError(
+            "The threshold of this index was found by a version of the library that had another confidence, "
+            "so it means nothing here. Call calibrate() once."
         )
     return calibration.threshold
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,18 @@ def test_calibration_is_stored_and_used(tmp_path: Path) -> None:
         assert hit.scores["confidence"] >= found.threshold
         assert opened.search("量子コンピューターの誤り訂正とは何か？", 1, mode=mode, abstain=True) == []
     assert opened.calibrate(n=30, quantile=0.5) == found  # from one seed the same
+
+
+def test_a_threshold_of_another_confidence_is_refused() -> None:
+    retriever = JaColBERTRetriever.from_pretrained()
+    retriever.add(many())
+    found = retriever.calibrate(n=30)
+    former = replace(found, made_with={**found.made_with, "confidence": 1})
+    retriever._index.write_state(calibration=former.to_json())
+    with pytest.raises(InvalidInputError, match="another confidence.*calibrate"):
+        retriever.search("東京の祭り", abstain=True)
+    retriever.calibrate(n=30)
+    assert retriever.search(many()[0].text, 1, abstain=True)
 
 
 def test_calibration_asks_a_corpus_that_has_never_had_the_document() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _TO_SPACES = _REMOVED | {ord(c): " " for c in _SPACES}
 _TO_LINES = _TO_SPACES | {ord(c): c for c in "\t\n\r"}
 # Most texts have none of these, and a search is much faster than a translation.
 _UNCLEAN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+MAX_MEMO_CHARS = 10_000  # of a text that is remembered while others come
 
 # Starters (combining class 0) that compose with the character before them: by Unicode's algorithm
 # (Hangul vowels and finals) and by its table (vowel signs of Indic scripts). A test derives them anew.
@@ -80,6 +83,11 @@ def align(text: str, *, nfkc: bool) -> AlignedText:
         text: raw text; offsets count its characters (code points), as Python's slices do.
         nfkc: what `clean` does, else what `strip_controls` does.
     """
+    # A hit's text is read twice in a row: for its tokens and for its terms.
+    return (_align_memo if len(text) <= MAX_MEMO_CHARS else _align)(text, nfkc)
+
+
+def _align(text: str, nfkc: bool) -> AlignedText:
     table = _TO_SPACES if nfkc else _TO_LINES
     if not _UNCLEAN.search(text) and (not nfkc or unicodedata.is_normalized("NFKC", text)):
         starts = np.arange(len(text), dtype=np.int64)
@@ -97,6 +105,11 @@ def align(text: str, *, nfkc: bool) -> AlignedText:
         stop = start + 1
         while stop < len(kept) and _joins_what_precedes(kept[stop][0]):
             stop += 1
+        if stop - start == 1:
+            char, i = kept[start]
+            pieces += [(c, i, i + 1) for c in _normal(char)]
+            start = stop
+            continue
         group = kept[start:stop]
         raw = "".join(c for c, _ in group)
         normal = unicodedata.normalize("NFKC", raw)
@@ -109,14 +122,23 @@ def align(text: str, *, nfkc: bool) -> AlignedText:
     return _aligned(pieces)
 
 
+_align_memo = lru_cache(maxsize=64)(_align)
+
+
 def _aligned(pieces: list[tuple[str, int, int]]) -> AlignedText:
     return AlignedText(
-        "".join(c for c, _, _ in pieces),
+        "".join([c for c, _, _ in pieces]),
         np.array([start for _, start, _ in pieces], dtype=np.int64),
         np.array([end for _, _, end in pieces], dtype=np.int64),
     )
 
 
+@lru_cache(maxsize=65_536)
+def _normal(char: str) -> str:
+    return unicodedata.normalize("NFKC", char)
+
+
+@lru_cache(maxsize=65_536)
 def _joins_what_precedes(char: str) -> bool:
     """Whether NFKC may compose or reorder a character with those before it."""
     if char < "\u0300":

@@ -1,9 +1,9 @@
 """Raw text to the terms that full-text search counts: MeCab words in normalised form.
 
-A word counts as its lemma, so that サーバ and サーバー, 引越し and 引っ越し, 學校 and 学校 are one term each.
-Names count as they are written, since their lemma is a reading. Particles, auxiliaries and punctuation are
-no terms. Model numbers and the like (ＡＢＣ－１２３, abc123) are terms as a whole, without what joins them,
-and in their parts.
+A word counts as its lemma, so that サーバ and サーバー, 引越し and 引っ越し are one term each. Names count as they are
+written, since their lemma is a reading, but for 霞ヶ関 and 霞が関. Old forms of kanji are those of today: 學校 is
+学校, 渡邊 is 渡辺. Particles, auxiliaries and punctuation are no terms. Model numbers and the like
+(ＡＢＣ－１２３, abc123) are terms as a whole, without what joins them, and in their parts.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from jacolbert_rag.datatypes import Span, TermSpan
-from jacolbert_rag.encode.normalize import AlignedText, align, clean
-from jacolbert_rag.encode.words import MAX_MEMO_TAGGED, TaggedWord, WordSegmenter
+from jacolbert_rag.encode.kanji import new_forms
+from jacolbert_rag.encode.normalize import align, clean
+from jacolbert_rag.encode.words import MAX_MEMO_TAGGED, MAX_TAGGED_CHARS, TaggedWord, WordSegmenter
 
 # Latin letters and digits, joined by what joins a model number, a version, a date or a number: A-1/2, 1,000.
-_CODE = re.compile(r"[a-zA-Z0-9]+(?:[-_./:,+#'][a-zA-Z0-9]+)*[+#]*")
-_PARTS = re.compile(r"[a-zA-Z]+|[0-9]+")
-_NUMBER = re.compile("[0-9]+(?:[.,][0-9]+)*")
-_JOINTS = re.compile(r"[^a-zA-Z0-9]")
+_LETTERS = "a-zA-ZÀ-ÖØ-öø-ɏ"
+_CODE = re.compile(
+    rf"[{_LETTERS}0-9]+(?:[-_./:+#'][{_LETTERS}0-9]+|(?<=[0-9]),[0-9]{{3}}(?![{_LETTERS}0-9]))*[+#]*"
+)
+_PARTS = re.compile(f"[{_LETTERS}]+|[0-9]+")
+_NUMBER = re.compile("[0-9]+(?:,[0-9]{3})*(?:[.][0-9]+)?")
+_JOINTS = re.compile(f"[^{_LETTERS}0-9]")
+# The small ケ of names of places, between kanji: 霞ヶ関, 霞ケ関 and 霞が関.
+_GA = re.compile("(?<=[一-鿿])[ヶケがヵ](?=[一-鿿])")
 _KATAKANA = re.compile("[ァ-ヺー]{3,}ー")  # コンピューター is コンピュータ; キー stays
 
 # What a verb, an adjective or an adverb says beside a noun: they come in many words for one thing. See
@@ -100,37 +107,36 @@ class TermMaker:
         cleaned = clean(text)
         if not self.fold:
             return self._segmenter.words(cleaned)
-        return [term for term, _, _, _ in self._folded(cleaned)]
+        return [term for term, _, _, _ in self._folded(new_forms(cleaned))]
 
     def spans(self, text: str) -> list[TermSpan]:
         """`terms` with the characters of the raw text that each comes from."""
         aligned = align(text, nfkc=True)
-        found = list(self._folded(aligned.text) if self.fold else self._surfaces(aligned))
+        found = list(self._folded(new_forms(aligned.text)) if self.fold else self._surfaces(aligned.text))
         spans = aligned.spans([start for _, start, _, _ in found], [stop for _, _, stop, _ in found])
         return [
             TermSpan(term, Span(*span), weight)
             for (term, _, _, weight), span in zip(found, spans.tolist(), strict=True)
         ]
 
-    def _surfaces(self, aligned: AlignedText) -> Iterator[tuple[str, int, int, float]]:
-        words = self._segmenter.tagged(aligned.text)
-        for word, start in _placed(words, aligned.text):
-            yield word.surface, start, start + len(word.surface), _weight(word)
+    def _surfaces(self, text: str) -> Iterator[tuple[str, int, int, float]]:
+        for word, start in _placed(self._segmenter.tagged(text), text):
+            yield word.surface, start, start + len(word.surface), _reading(word).weight
 
     def _folded(self, text: str) -> Iterator[tuple[str, int, int, float]]:
         """(term, start, stop, weight) in a cleaned text."""
-        words = list(_placed(self._segmenter.tagged(text), text))
         codes = [match.span() for match in _CODE.finditer(text)]
-        at = 0
-        for word, start in words:
+        at, begun = 0, -1
+        for word, start in _placed(self._segmenter.tagged(text), text):
             stop = start + len(word.surface)
             while at < len(codes) and codes[at][1] <= start:
                 at += 1
             if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
-                if start == codes[at][0]:  # its first word stands for all of them
-                    yield from _of_code(text, *codes[at])
-            elif (form := _folded(word)) is not None:
-                yield form, start, stop, _weight(word)
+                if begun != at:  # the first word within a code stands for all of them
+                    begun = at
+                    yield from _of_code(text, start, codes[at][1])
+            elif (reading := _reading(word)).form is not None:
+                yield reading.form, start, stop, reading.weight
 
 
 def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, int]]:
@@ -157,26 +163,35 @@ def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, 
             yield code[first:last], start + first, start + last, 0.0
 
 
-@lru_cache(maxsize=MAX_MEMO_TAGGED)
-def _folded(word: TaggedWord) -> str | None:
-    """A word's normalised form; None where it is no term."""
-    if word.pos in _NO_TERMS or (word.pos == "記号" and word.division != "文字"):
-        return None
-    if not word.lemma:
-        form = word.surface
-    elif word.division == "固有名詞":
-        form = word.base or word.surface
+class _Reading(NamedTuple):
+    """A word as a term: its normalised form, None where it is none, and how much it says by itself."""
+
+    form: str | None
+    weight: float
+
+
+def _reading(word: TaggedWord) -> _Reading:
+    return _read_memo(word) if len(word.surface) <= MAX_TAGGED_CHARS else _read(word)
+
+
+def _read(word: TaggedWord) -> _Reading:
+    if word.pos in _NO_TERMS:
+        return _Reading(None, 0.0)
+    is_sign = word.pos == "記号"
+    form = None if is_sign and word.division != "文字" else _form(word)
+    is_dull = is_sign or word.pos in _DULL_POS or word.division in _DULL_DIVISIONS
+    if is_dull or word.lemma.partition("-")[0] in _DULL_LEMMAS:
+        return _Reading(form, 0.0)
+    return _Reading(form, 1.0 if word.pos == "名詞" else OTHER_WEIGHT)
+
+
+_read_memo = lru_cache(maxsize=MAX_MEMO_TAGGED)(_read)
+
+
+def _form(word: TaggedWord) -> str:
+    if not word.lemma or word.division == "固有名詞":
+        form = _GA.sub("ケ", word.base or word.surface)
     else:
         form = word.lemma.partition("-")[0] or word.lemma
     form = form.lower()
     return form[:-1] if _KATAKANA.fullmatch(form) else form
-
-
-@lru_cache(maxsize=MAX_MEMO_TAGGED)
-def _weight(word: TaggedWord) -> float:
-    """How much a word says by itself."""
-    if word.pos in _NO_TERMS or word.pos in _DULL_POS or word.division in _DULL_DIVISIONS:
-        return 0.0
-    if word.lemma.partition("-")[0] in _DULL_LEMMAS or word.pos == "記号":
-        return 0.0
-    return 1.0 if word.pos == "名詞" else OTHER_WEIGHT

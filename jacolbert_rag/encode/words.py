@@ -17,8 +17,12 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 MAX_CHARS_PER_WORD = 100
 # Words are Zipfian: a memo this large holds nearly every word met again, and bounds memory.
 MAX_MEMO_WORDS = 200_000
-# Of words with what the dictionary says of them, half a kilobyte each.
+# Of words with what the dictionary says of them, half a kilobyte each; longer ones are not met again.
 MAX_MEMO_TAGGED = 65_536
+MAX_TAGGED_CHARS = 100
+# MeCab (0.996) ends the process at some 100,000 words of one text, and takes time by the square of a run of
+# one kind of characters. A text is read in pieces of at most so many characters.
+PIECE_CHARS = 10_000
 
 
 # MeCab's lattice lives in the tagger, so no two threads may use one at once. Taggers that are idle are shared
@@ -51,16 +55,6 @@ class TaggedWord(NamedTuple):
     base: str
 
 
-@lru_cache(maxsize=MAX_MEMO_TAGGED)
-def _tagged(line: str) -> tuple[TaggedWord, ...]:
-    """What MeCab said of one word, in the format above."""
-    if not line:
-        return ()
-    word = TaggedWord(*line.split("\t")[:-1])
-    # As in `words`: what NFKC leaves of white space ends a word, and is none.
-    return tuple(word._replace(surface=part) for part in word.surface.split())
-
-
 class WordSegmenter:
     """MeCab with unidic-lite: text to words. Any number of threads may use one."""
 
@@ -73,10 +67,9 @@ class WordSegmenter:
         try:
             # -Owakati joins the words by spaces and is four times as fast as walking the nodes. What
             # NFKC leaves of white space ends a word for WordPiece too, so one split serves both.
-            words: list[str] = tagger.parse(cleaned).split()
+            return [word for piece in _pieces(cleaned) for word in tagger.parse(piece).split()]
         finally:
             _IDLE_TAGGERS.append(tagger)
-        return words
 
     def tagged(self, cleaned: str) -> list[TaggedWord]:
         """`words` with their parts of speech and lemmas."""
@@ -86,10 +79,14 @@ class WordSegmenter:
             # A format of its own is three times as fast as walking the nodes.
             analyzer = self._new_tagger(f"-O '' -F '{_NODE}' -U '{_UNKNOWN_NODE}' -E ''")
         try:
-            lines = analyzer.parse(cleaned).split("\n")
+            lines = [line for piece in _pieces(cleaned) for line in analyzer.parse(piece).split("\n")]
         finally:
             _IDLE_ANALYZERS.append(analyzer)
-        return [word for line in lines for word in _tagged(line)]
+        return [
+            word
+            for line in lines
+            for word in (_tagged_memo if len(line) <= MAX_TAGGED_CHARS else _tagged)(line)
+        ]
 
     @staticmethod
     def _new_tagger(output: str) -> Any:
@@ -98,6 +95,30 @@ class WordSegmenter:
 
         folder = unidic_lite.DICDIR
         return fugashi.GenericTagger(f'-d "{folder}" -r "{folder}/mecabrc" {output}')
+
+
+def _pieces(cleaned: str) -> Iterator[str]:
+    """The text in pieces that MeCab survives, cut behind sentences or words where that can be."""
+    start = 0
+    while len(cleaned) - start > PIECE_CHARS:
+        stop = start + PIECE_CHARS
+        cut = max(cleaned.rfind(mark, start, stop) for mark in "。 、,")
+        stop = cut + 1 if cut >= 0 else stop
+        yield cleaned[start:stop]
+        start = stop
+    yield cleaned[start:]
+
+
+def _tagged(line: str) -> tuple[TaggedWord, ...]:
+    """What MeCab said of one word, in the format above."""
+    if not line:
+        return ()
+    word = TaggedWord(*line.split("\t")[:-1])
+    # As in `words`: what NFKC leaves of white space ends a word, and is none.
+    return tuple(word._replace(surface=part) for part in word.surface.split())
+
+
+_tagged_memo = lru_cache(maxsize=MAX_MEMO_TAGGED)(_tagged)
 
 
 class JapaneseWordPiece:

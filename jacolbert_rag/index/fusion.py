@@ -7,7 +7,10 @@ import numpy as np
 from jacolbert_rag.config import LexicalConfig
 from jacolbert_rag.datatypes import FloatArray
 
-COVERAGE_WEIGHT = 2.0  # of coverage beside similarity
+# Of coverage beside similarity; see `jacolbert_rag.calibration` for how it was chosen.
+COVERAGE_WEIGHT = 1.0
+# Raised when `confidence` becomes another figure: thresholds that were found before mean nothing then.
+CONFIDENCE_VERSION = 2
 
 
 def fuse(maxsim: FloatArray, bm25: FloatArray, config: LexicalConfig) -> FloatArray:

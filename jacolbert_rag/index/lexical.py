@@ -29,7 +29,7 @@ from jacolbert_rag.index.postings import are_lists
 
 MAX_COUNT = 0xFFFF  # of one term in one document; BM25 has long been saturated there
 # Of a word that no document has, in coverage; see `jacolbert_rag.calibration` for how it was chosen.
-UNKNOWN_WEIGHT = 0.25
+UNKNOWN_WEIGHT = 0.5
 _HEAD = 4  # numbers before the arrays of packed lists
 
 
