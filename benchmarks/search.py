@@ -32,7 +32,7 @@ PLAIN = "jacolbert"
 SHARE = "share"  # metadata: from 0 to 99, as often each
 NUMBER = "number"  # metadata: another one for each passage
 NOTE = (
-    "one question at a time, 10 hits, from its text to documents, kinds taking turns; beside: p50 of the kind "
+    "one question at a time, 10 hits, from its text to documents, kinds taking turns; beside: p50 of it "
     "by that of the first line, block by block, median and quartiles; a new filter is one that was not asked "
     "before and lets half of the passages through; highlights: what they add to the same search"
 )

@@ -40,7 +40,7 @@ def measure(
         "with_answer": share refused though the corpus has their passages; "without_answer": share refused
         once those were deleted; "unanswerable": share refused of the questions that nothing answers, or None.
     """
-    calibration = engine.calibrate(mode=mode)
+    calibration = engine.calibrate()
     n_with = n_without = 0
     for id, query in task.queries.items():
         relevant = [document for document, grade in task.qrels[id].items() if grade > 0]
@@ -56,7 +56,7 @@ def measure(
         "mode": mode,
         "n_queries": len(task.queries),
         "n_documents": len(task.documents),
-        "threshold": calibration.threshold,
+        "threshold": calibration.thresholds[mode],
         "quantile": calibration.quantile,
         "with_answer": n_with / len(task.queries),
         "without_answer": n_without / len(task.queries),

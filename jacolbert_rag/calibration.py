@@ -7,13 +7,13 @@ confidences. No questions and no judgements are needed, so it can be done for an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 
-from jacolbert_rag.datatypes import Document, FloatArray
+from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.sentences import sentences
 from jacolbert_rag.errors import InvalidInputError
 
@@ -35,19 +35,17 @@ class Calibration:
     """Below which confidence nothing answers.
 
     Attributes:
-        threshold: of `Hit.scores["confidence"]`.
-        quantile: of the confidences that it is.
+        thresholds: of `Hit.scores["confidence"]`, for each mode of search.
+        quantile: of the confidences that they are.
         n_sentences: that were asked.
         n_documents: in the index then.
-        mode: how documents were found.
         made_with: settings that change confidences, as they were then.
     """
 
-    threshold: float
+    thresholds: Mapping[str, float]
     quantile: float
     n_sentences: int
     n_documents: int
-    mode: str
     made_with: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -56,38 +54,42 @@ class Calibration:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote; further keys, of a later version, are passed over."""
-        return cls(**{each.name: values[each.name] for each in fields(cls)})
+        """What `to_json` wrote; further keys, of a later version, are passed over.
+
+        Raises:
+            InvalidInputError: a key is missing: a version of the library that knew other thresholds wrote it.
+        """
+        try:
+            return cls(**{each.name: values[each.name] for each in fields(cls)})
+        except KeyError as error:
+            raise InvalidInputError(
+                f"The thresholds of this index were found by another version of the library ({error} is "
+                "missing). Call calibrate() once."
+            ) from error
 
 
-def questions(documents: Sequence[Document], n: int, rng: np.random.Generator) -> Iterator[tuple[int, str]]:
-    """Sentences of documents chosen at random, one each, with the place of their document.
-
-    Args:
-        documents: to choose from.
-        n: how many, at most.
-        rng: chooses.
-    """
-    left = n
-    for place in rng.permutation(len(documents)).tolist():
-        text = documents[place].text
-        spans = [span for span in sentences(text) if span.end - span.start >= LEAST_CHARACTERS]
-        if spans and left:
-            start, end = spans[int(rng.integers(len(spans)))]
-            left -= 1
-            yield place, text[start:end].strip()
+def question_of(document: Document, rng: np.random.Generator) -> str | None:
+    """A sentence of a document, drawn at random; None where it has none that is worth asking."""
+    spans = [span for span in sentences(document.text) if span.end - span.start >= LEAST_CHARACTERS]
+    if not spans:
+        return None
+    start, end = spans[int(rng.integers(len(spans)))]
+    return document.text[start:end].strip()
 
 
-def threshold(confidences: FloatArray, quantile: float) -> float:
-    """The quantile of what was found best for questions that nothing answers.
+def threshold(confidences: Sequence[float], quantile: float) -> float:
+    """The quantile of what was found best for questions that nothing answers."""
+    return float(np.quantile(np.array(confidences, dtype=np.float32), quantile))
+
+
+def check(n: int, quantile: float, seed: int) -> None:
+    """Refuse arguments of a calibration that are out of their range.
 
     Raises:
-        InvalidInputError: they are too few.
+        InvalidInputError: one is.
     """
-    if len(confidences) < LEAST_SENTENCES:
-        raise InvalidInputError(
-            f"The index gave {len(confidences)} sentences to calibrate with; expected at least "
-            f"{LEAST_SENTENCES}, from as many documents. Add documents first, or set a threshold of your own "
-            'on hit.scores["confidence"].'
-        )
-    return float(np.quantile(confidences, quantile))
+    for name, value, least in (("n", n, LEAST_SENTENCES), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidInputError(f"{name} is {value!r}; expected a whole number, at least {least}.")
+    if isinstance(quantile, bool) or not isinstance(quantile, int | float) or not 0 < quantile < 1:
+        raise InvalidInputError(f"quantile is {quantile!r}; expected a number between 0 and 1.")

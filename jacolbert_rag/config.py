@@ -272,7 +272,7 @@ class LexicalConfig(_Config):
     fusion: Fusion = "min-max"
     weight: float = 0.5  # of full-text search in hybrid search, from 0 to 1
     rrf_k: int = 60  # of reciprocal rank fusion (Cormack et al. 2009)
-    n_fused: int = 100  # documents that each side proposes to the other, or 2 * k where that is more
+    n_fused: int = 100  # documents that each side proposes to the other, or k where that is more
 
     def __post_init__(self) -> None:
         self._require("fold", isinstance(self.fold, bool), "True or False")

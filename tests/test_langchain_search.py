@@ -77,7 +77,7 @@ def calibrated_engine(model: Path) -> Engine:
     lexical = LexicalConfig(weight=0.9)
     engine = Engine.from_pretrained(model, settings=IndexSettings(lexical=lexical))
     engine.add([f"{thing}は{place}の名物である。" for thing, place in NAMED.items()])
-    engine.calibrate(mode="hybrid")
+    engine.calibrate()
     return engine
 
 

@@ -114,6 +114,24 @@ def test_scores_are_those_of_bm25s(documents: list[list[str]], query: list[str])
     assert lexicon.bm25(query, k1=0.5, b=0.75) == pytest.approx(expected, abs=1e-4)
 
 
+def test_lists_of_other_terms_are_not_read() -> None:
+    packed = WordLists.of([["湖", "日本"], ["山"]]).packed()
+    assert WordLists.unpack(packed, 2) is not None
+    packed[3] += 1
+    assert WordLists.unpack(packed, 2) is None
+
+
+def test_coverage_over_several_runs_some_rows_of_which_are_dead() -> None:
+    lists = [WordLists.of([["湖"], ["山"]]), WordLists.of([["湖", "山"], ["湖"], ["川"]])]
+    live = np.array([True, True, False, True, True])
+    lexicon = Lexicon(lists, live)
+    left = Lexicon([WordLists.of([["湖"], ["山"], ["湖"], ["川"]])], np.ones(4, dtype=np.bool_))
+    weights = {"湖": 1.0, "川": 0.5, "空": 1.0}
+    for _ in range(2):  # made, and remembered
+        found = lexicon.coverage(weights, np.array([4, 0, 3, 1]))
+        assert found == pytest.approx(left.coverage(weights, np.array([3, 0, 2, 1])))
+
+
 def test_titles_are_found() -> None:
     lists = list_words([Document("a", "湖である。", title="琵琶湖"), None], TermMaker())
     assert set(lists.keys.tolist()) == {key_of(term) for term in TermMaker().terms("琵琶湖 湖である。")}

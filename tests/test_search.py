@@ -203,8 +203,18 @@ def test_the_weight_moves_fusion_from_one_side_to_the_other(fusion: Any) -> None
 def test_min_max_by_hand() -> None:
     found = fuse(np.float32([10, 5, 0]), np.float32([0, 4, 2]), LexicalConfig(weight=0.25))
     assert found == pytest.approx([0.75, 0.75 * 0.5 + 0.25, 0.125])
-    alike = fuse(np.float32([3, 3]), np.float32([0, 0]), LexicalConfig())
-    assert alike.tolist() == [0.0, 0.0]
+    alike = fuse(np.float32([3, 3]), np.float32([0, 0]), LexicalConfig(weight=0.25))
+    assert alike.tolist() == [0.75, 0.75]
+    assert fuse(np.float32([3]), np.float32([2]), LexicalConfig()).tolist() == [1.0]
+    assert fuse(np.float32([]), np.float32([]), LexicalConfig()).tolist() == []
+
+
+def test_hybrid_scores_do_not_depend_on_how_many_are_asked_for(tiny_model: Path) -> None:
+    settings = IndexSettings(lexical=LexicalConfig(n_fused=8))
+    made = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
+    made.add(documents())
+    few, many = (made.search("日本の町", k, mode="hybrid") for k in (3, 8))
+    assert [(hit.id, hit.score) for hit in many[:3]] == [(hit.id, hit.score) for hit in few]
 
 
 def test_an_unknown_mode_is_refused(retriever: JaColBERTRetriever) -> None:
@@ -240,13 +250,14 @@ def test_calibration_is_stored_and_used(tmp_path: Path) -> None:
     assert retriever.calibration is None
     found = retriever.calibrate(n=30, quantile=0.5)
     assert (found.n_sentences, found.n_documents) == (30, 30)
-    assert 0 < found.threshold < 1
+    assert set(found.thresholds) == set(MODES)
+    assert all(0 < least < 1 for least in found.thresholds.values())
     retriever.save(tmp_path / "index")
     opened = JaColBERTRetriever.load(tmp_path / "index")
     assert opened.calibration == found
     for mode in MODES:
         (hit,) = opened.search(many()[0].text, 1, mode=mode, abstain=True)
-        assert hit.scores["confidence"] >= found.threshold
+        assert hit.scores["confidence"] >= found.thresholds[mode]
         assert opened.search("量子コンピューターの誤り訂正とは何か？", 1, mode=mode, abstain=True) == []
     assert opened.calibrate(n=30, quantile=0.5) == found  # from one seed the same
 
@@ -257,7 +268,10 @@ def test_a_threshold_of_another_confidence_is_refused() -> None:
     found = retriever.calibrate(n=30)
     former = replace(found, made_with={**found.made_with, "confidence": 1})
     retriever._index.write_state(calibration=former.to_json())
-    with pytest.raises(InvalidInputError, match="another confidence.*calibrate"):
+    with pytest.raises(InvalidInputError, match="confidence.*calibrate"):
+        retriever.search("東京の祭り", abstain=True)
+    retriever._index.write_state(calibration={"threshold": 0.5, "quantile": 0.85})
+    with pytest.raises(InvalidInputError, match="another version.*calibrate"):
         retriever.search("東京の祭り", abstain=True)
     retriever.calibrate(n=30)
     assert retriever.search(many()[0].text, 1, abstain=True)
@@ -271,6 +285,25 @@ def test_calibration_asks_a_corpus_that_has_never_had_the_document() -> None:
     found = retriever._read(lambda view: retriever._best_without(view, question, "珍", "hybrid"))
     retriever.delete(["珍"])
     assert found == pytest.approx(retriever.search(question.text, 1, mode="hybrid")[0].scores["confidence"])
+
+
+def test_calibration_leaves_out_every_document_that_has_the_question() -> None:
+    once, twice = JaColBERTRetriever.from_pretrained(), JaColBERTRetriever.from_pretrained()
+    once.add(many())
+    twice.add(many())
+    # As the overlapping chunks of a framework's splitter, which are documents of their own.
+    twice.add([Document(f"{each.id}の写し", f"{each.text}以上。") for each in many()])
+    found, copied = once.calibrate(n=30), twice.calibrate(n=60)
+    for mode in MODES:
+        assert copied.thresholds[mode] == pytest.approx(found.thresholds[mode], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "given", [{"n": 5}, {"n": -1}, {"n": "a"}, {"n": True}, {"seed": -1}, {"quantile": "a"}]
+)
+def test_calibration_refuses_what_is_out_of_range(retriever: JaColBERTRetriever, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"{next(iter(given))} is"):
+        retriever.calibrate(**given)
 
 
 def test_calibration_needs_documents(retriever: JaColBERTRetriever) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import unicodedata
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from jacolbert_rag.encode import kanji
+from jacolbert_rag.encode.kanji import new_forms
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.terms import OTHER_WEIGHT, TermMaker
-from jacolbert_rag.encode.words import WordSegmenter
+from jacolbert_rag.encode.words import PIECE_CHARS, WordSegmenter
 
 MAKER = TermMaker()
 AWKWARD = (
@@ -55,6 +61,102 @@ def test_ways_of_writing_are_one_term(one: str, other: str) -> None:
 )
 def test_what_is_different_stays_different(one: str, other: str) -> None:
     assert MAKER.terms(one)[0] not in MAKER.terms(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("圖書館", "図書館"),
+        ("經濟", "経済"),
+        ("發電", "発電"),
+        ("渡邊さん", "渡辺さん"),
+        ("渡邉さん", "渡辺さん"),
+        ("齋藤さん", "斎藤さん"),
+        ("髙橋さん", "高橋さん"),
+        ("澤田さん", "沢田さん"),
+        ("慶應義塾", "慶応義塾"),
+        ("霞ヶ関", "霞が関"),
+        ("茅ヶ崎", "茅ケ崎"),
+        ("三ヶ月", "三か月"),
+    ],
+)
+def test_old_forms_of_kanji_are_those_of_today(one: str, other: str) -> None:
+    assert MAKER.terms(one) == MAKER.terms(other)
+    assert TermMaker(fold=False).terms(one) != TermMaker(fold=False).terms(other)
+
+
+def test_pairs_of_kanji() -> None:
+    text = "髙﨑の國會圖書館へ行った。"
+    assert new_forms(text) == "高崎の国会図書館へ行った。"
+    assert [text[slice(*span)] for _, span, _ in MAKER.spans(text)][:2] == ["髙﨑", "國會"]
+    pairs = kanji._NEW_FORMS
+    assert len(pairs) > 350
+    assert not {chr(new) if isinstance(new, int) else new for new in pairs.values()} & set(map(chr, pairs))
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("Pokémon151", ["pokémon151", "pokémon", "151"]),
+        ("Müller-X100", ["müllerx100", "müller", "x", "100"]),
+        ("図3,4", ["図", "3", "4"]),
+        ("1,2,3章", ["1", "2", "3", "章"]),
+        ("1,234,567円", ["1234567", "円"]),
+        ("2024.04.01", ["20240401", "2024", "04", "01"]),
+        ("2024/04/01", ["20240401", "2024", "04", "01"]),
+        ("3.5倍", ["3.5", "倍"]),
+    ],
+)
+def test_codes_and_numbers(text: str, terms: list[str]) -> None:
+    assert MAKER.terms(text) == terms
+
+
+def test_a_code_that_begins_within_a_word_is_not_lost() -> None:
+    # Where a word reaches into a run of letters and digits, the rest of the run is still there.
+    for letter in map(chr, range(0xC0, 0x590)):
+        if not unicodedata.decomposition(letter) and letter.isalpha():
+            terms = MAKER.terms(f"{letter}X-151")
+            assert any("151" in term for term in terms), letter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the quick brown fox " * 50_000,
+        "12,34.5\n" * 125_000,
+        "琵琶湖は滋賀県にある日本で最も大きな湖である。" * 50_000,
+        "1," * 100_000,
+        "a" * 200_000,
+        "=" * 50_000,
+    ],
+)
+def test_a_long_text_ends_no_process(text: str) -> None:
+    code = "import sys; from jacolbert_rag.encode.terms import TermMaker; TermMaker().terms(sys.stdin.read())"
+    found = subprocess.run([sys.executable, "-c", code], input=text, text=True, capture_output=True)
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_long_text_has_the_words_of_its_sentences() -> None:
+    sentence = "琵琶湖は滋賀県にある日本で最も大きな湖である。"
+    n = 3 * PIECE_CHARS // len(sentence)
+    for read in (WordSegmenter().words, MAKER.terms):
+        assert read(sentence * n) == read(sentence) * n
+    spans = MAKER.spans(sentence * n)
+    assert [sentence[slice(*span)] for _, span, _ in MAKER.spans(sentence)] * n == [
+        (sentence * n)[slice(*span)] for _, span, _ in spans
+    ]
+
+
+def test_of_a_long_text_the_head_is_read_and_what_is_around_words() -> None:
+    filler = "これは長い文書の途中の文である。" * 300
+    text = f"琵琶湖は湖である。{filler}型番はＡＢＣ－１２３だ。{filler}"
+    found = MAKER.spans_near(text, 20, {"abc-123"})
+    assert found == sorted(found, key=lambda one: one.span.start)
+    assert found[: len(MAKER.spans(text[:20]))] == MAKER.spans(text[:20])
+    (code,) = [span for term, span, _ in found if term == "abc123"]
+    assert text[slice(*code)] == "ＡＢＣ－１２３"
+    assert len(found) < 0.3 * len(MAKER.spans(text))
+    assert MAKER.spans_near(text[:100], 20, {"無い"}) == MAKER.spans(text[:100])
 
 
 def test_particles_and_punctuation_are_no_terms() -> None:

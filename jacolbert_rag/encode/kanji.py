@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-# The forms in brackets of 常用漢字表 (Cabinet notice of 2010) and the pairs of 人名用漢字別表, with what names
-# of people have besides (髙, 﨑, 邉). Where one new form stands for several old ones, as 弁 does, each is a
-# pair.
+# The forms in brackets of 常用漢字表 (Cabinet notice of 2010) and the pairs of 人名用漢字別表, and what
+# people's names have besides (髙, 﨑, 邉). Where one new form stands for several old ones, as 弁 does,
+# each is a pair.
 _PAIRS = """
 亞亜 惡悪 壓圧 圍囲 醫医 爲為 壹壱 稻稲 飮飲 隱隠 營営 榮栄 衞衛 驛駅 悅悦 閱閲 圓円 鹽塩 緣縁 艷艶 應応
 歐欧 毆殴 櫻桜 奧奥 橫横 溫温 穩穏 假仮 價価 畫画 會会 懷懐 壞壊 繪絵 擴拡 殼殻 覺覚 學学 嶽岳 樂楽 渴渇

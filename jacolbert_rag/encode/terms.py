@@ -1,16 +1,17 @@
 """Raw text to the terms that full-text search counts: MeCab words in normalised form.
 
-A word counts as its lemma, so that サーバ and サーバー, 引越し and 引っ越し are one term each. Names count as they are
-written, since their lemma is a reading, but for 霞ヶ関 and 霞が関. Old forms of kanji are those of today: 學校 is
-学校, 渡邊 is 渡辺. Particles, auxiliaries and punctuation are no terms. Model numbers and the like
+A word counts as its lemma, so that サーバ and サーバー, 引越し and 引っ越し are one term each. Names count as
+they are written, since their lemma is a reading, but for 霞ヶ関 and 霞が関. Old forms of kanji are those of
+today: 學校 is 学校, 渡邊 is 渡辺. Particles, auxiliaries and punctuation are no terms. Model numbers
 (ＡＢＣ－１２３, abc123) are terms as a whole, without what joins them, and in their parts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from jacolbert_rag.datatypes import Span, TermSpan
@@ -29,6 +30,14 @@ _JOINTS = re.compile(f"[^{_LETTERS}0-9]")
 # The small ケ of names of places, between kanji: 霞ヶ関, 霞ケ関 and 霞が関.
 _GA = re.compile("(?<=[一-鿿])[ヶケがヵ](?=[一-鿿])")
 _KATAKANA = re.compile("[ァ-ヺー]{3,}ー")  # コンピューター is コンピュータ; キー stays
+
+# Raised when texts get other terms: word lists that were made before are made again then.
+TERMS_VERSION = 1
+
+# Of a long text, what is read behind its head: so many characters, and so many around each of the first
+# places of words that are looked for.
+READ_ON, AROUND, MAX_PLACES = 1_000, 50, 20
+_FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 
 # What a verb, an adjective or an adverb says beside a noun: they come in many words for one thing. See
 # `jacolbert_rag.calibration` for how it was chosen.
@@ -119,6 +128,26 @@ class TermMaker:
             for (term, _, _, weight), span in zip(found, spans.tolist(), strict=True)
         ]
 
+    def spans_near(self, text: str, end: int, words: Collection[str]) -> list[TermSpan]:
+        """`spans` of a text's head, and behind it of what is around the first places of some words.
+
+        A document may be a book: all of it would take seconds.
+
+        Args:
+            text: raw text.
+            end: of the head, in characters; it is read somewhat further.
+            words: to look for, as they are written or count; in any width and case.
+        """
+        end += READ_ON
+        found = self.spans(text[:end])
+        if end < len(text) and words:
+            for start, stop in _around(text, end, words):
+                found += [
+                    TermSpan(term, Span(start + span.start, start + span.end), weight)
+                    for term, span, weight in self.spans(text[start:stop])
+                ]
+        return found
+
     def _surfaces(self, text: str) -> Iterator[tuple[str, int, int, float]]:
         for word, start in _placed(self._segmenter.tagged(text), text):
             yield word.surface, start, start + len(word.surface), _reading(word).weight
@@ -137,6 +166,20 @@ class TermMaker:
                     yield from _of_code(text, start, codes[at][1])
             elif (reading := _reading(word)).form is not None:
                 yield reading.form, start, stop, reading.weight
+
+
+def _around(text: str, start: int, words: Collection[str]) -> list[tuple[int, int]]:
+    """Parts of a text behind `start` that have the first places of some words in them, apart from another."""
+    either = "|".join(re.escape(form) for word in words for form in (word, word.translate(_FULL_WIDTH)))
+    places = islice(re.compile(either, re.IGNORECASE).finditer(text, start), MAX_PLACES)
+    parts: list[tuple[int, int]] = []
+    for place in places:
+        first, last = max(start, place.start() - AROUND), min(len(text), place.end() + AROUND)
+        if parts and first <= parts[-1][1]:
+            parts[-1] = (parts[-1][0], last)
+        else:
+            parts.append((first, last))
+    return parts
 
 
 def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, int]]:

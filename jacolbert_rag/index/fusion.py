@@ -16,7 +16,8 @@ CONFIDENCE_VERSION = 2
 def fuse(maxsim: FloatArray, bm25: FloatArray, config: LexicalConfig) -> FloatArray:
     """One score of two, for the documents that either way proposes.
 
-    "min-max" puts both within [0, 1] over these documents and takes their weighted mean; "rrf" is reciprocal
+    "min-max" puts both within [0, 1] and takes their weighted mean: MaxSim from its least to its most over
+    these documents, BM25 from 0, which is its score of a document that shares no term. "rrf" is reciprocal
     rank fusion (Cormack, Clarke, Buettcher 2009), weighted in the same way and scaled so that the first of
     both has 1.
 
@@ -33,19 +34,18 @@ def fuse(maxsim: FloatArray, bm25: FloatArray, config: LexicalConfig) -> FloatAr
         first, second = _reciprocal_ranks(maxsim, config.rrf_k), _reciprocal_ranks(bm25, config.rrf_k)
         second[bm25 <= 0] = 0.0
     else:
-        first, second = _scaled(maxsim), _scaled(bm25)
+        first, second = _scaled(maxsim, maxsim.min(initial=np.inf)), _scaled(bm25, 0.0)
     fused: FloatArray = ((1 - weight) * first + weight * second).astype(np.float32)
     return fused
 
 
-def _scaled(scores: FloatArray) -> FloatArray:
-    """Scores within [0, 1]; all 0 where they are equal."""
-    if not len(scores):
-        return scores
-    low, high = scores.min(), scores.max()
-    scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    found: FloatArray = scaled.astype(np.float32)
-    return found
+def _scaled(scores: FloatArray, low: float) -> FloatArray:
+    """Scores as shares of the way from `low` to the highest; where all are `low`, 1, or 0 if that is 0."""
+    high = scores.max(initial=low)
+    if not high > low:
+        return np.full(len(scores), float(low != 0), dtype=np.float32)
+    scaled: FloatArray = ((scores - low) / (high - low)).astype(np.float32)
+    return scaled
 
 
 def _reciprocal_ranks(scores: FloatArray, k: int) -> FloatArray:

@@ -40,7 +40,7 @@ from jacolbert_rag.index.load import Loader
 from jacolbert_rag.index.postings import Postings
 from jacolbert_rag.index.snapshot import Snapshot
 from jacolbert_rag.index.view import Columns, View
-from jacolbert_rag.index.write import Write, groups, list_rows, sample, tail
+from jacolbert_rag.index.write import Write, groups, list_rows, sample, tail, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -535,11 +535,20 @@ class Index:
     # What is derived.
 
     def _list_words(self, *, anew: bool) -> Snapshot:
-        """List the words of segments that have no lists; the state with them."""
+        """List the words of segments that have no lists; the state with them.
+
+        Others may write while the words are read.
+        """
+        with self.reading() as view:
+            made = {
+                segment.row: words_of(view.sql, range(segment.row.first_row, segment.row.stop), self.terms)
+                for segment in view.snapshot.segments
+                if anew or segment.words is None
+            }
         with self._write() as write:
             for segment in write.snapshot.segments:
-                if anew or segment.words is None:
-                    write.put([segment.row], [write.with_words(segment.row, write.list_words(segment))])
+                if segment.row in made:
+                    write.put([segment.row], [write.with_words(segment.row, made[segment.row])])
         with self.reading() as view:
             return view.snapshot
 

@@ -24,12 +24,13 @@ from jacolbert_rag.datatypes import (
     Uint32Array,
     Uint64Array,
 )
-from jacolbert_rag.encode.terms import TermMaker
+from jacolbert_rag.encode.terms import TERMS_VERSION, TermMaker
 from jacolbert_rag.index.postings import are_lists
 
 MAX_COUNT = 0xFFFF  # of one term in one document; BM25 has long been saturated there
 # Of a word that no document has, in coverage; see `jacolbert_rag.calibration` for how it was chosen.
 UNKNOWN_WEIGHT = 0.5
+MAX_KNOWN = 4_096  # terms whose lists a state remembers
 _HEAD = 4  # numbers before the arrays of packed lists
 
 
@@ -107,12 +108,15 @@ class WordLists:
         return cls._sorted(np.concatenate(keys), np.concatenate(rows), np.concatenate(counts), lengths)
 
     @classmethod
-    def unpack(cls, packed: Uint32Array, n_rows: int) -> WordLists:
+    def unpack(cls, packed: Uint32Array, n_rows: int) -> WordLists | None:
         """What `packed` put into one array; views of it.
 
         Args:
             packed: (n,) uint32.
             n_rows: of the run.
+
+        Returns:
+            None where they list terms of another version of the library, which a query does not have.
 
         Raises:
             ValueError: the array is not what `packed` makes for such a run.
@@ -121,6 +125,8 @@ class WordLists:
         sizes = [2 * n_terms, n_terms + 1, n_entries, -(-n_entries // 2), n_lengths]
         if n_lengths != n_rows or len(packed) != _HEAD + sum(sizes):
             raise ValueError("not an array of word lists")
+        if packed[_HEAD - 1] != TERMS_VERSION:
+            return None
         stops = np.cumsum(sizes)[:-1]
         keys, offsets, rows, counts, lengths = np.split(packed[_HEAD:], stops)
         lists = cls(keys.view(np.uint64), offsets, rows, counts.view(np.uint16)[:n_entries], lengths)
@@ -129,23 +135,20 @@ class WordLists:
         return lists
 
     def packed(self) -> Uint32Array:
-        """One uint32 array: the sizes and a zero, then keys, offsets, rows, counts by two, lengths."""
+        """One uint32 array: sizes and the terms' version, then keys, offsets, rows, counts by two, lengths."""
         n_entries = len(self.rows)
-        head = np.array([len(self.keys), n_entries, len(self.lengths), 0], dtype=np.uint32)
+        head = np.array([len(self.keys), n_entries, len(self.lengths), TERMS_VERSION], np.uint32)
         counts = np.zeros(n_entries + n_entries % 2, dtype=np.uint16)
         counts[:n_entries] = self.counts
         keys = np.ascontiguousarray(self.keys).view(np.uint32)
         return np.concatenate([head, keys, self.offsets, self.rows, counts.view(np.uint32), self.lengths])
 
-    def found(self, keys: Uint64Array) -> Iterator[tuple[IntArray, Uint16Array]]:
-        """The rows and counts of each of these terms; empty for one that no document has."""
+    def entries(self, keys: Uint64Array) -> Iterator[slice]:
+        """Where in `rows` and `counts` the list of each of these terms lies; empty for an unknown one."""
         places = np.searchsorted(self.keys, keys)
         for key, place in zip(keys, places.tolist(), strict=True):
-            if place < len(self.keys) and self.keys[place] == key:
-                entries = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
-                yield self.rows[entries].astype(np.int64), self.counts[entries]
-            else:
-                yield np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint16)
+            is_there = place < len(self.keys) and self.keys[place] == key
+            yield slice(int(self.offsets[place]), int(self.offsets[place + 1])) if is_there else slice(0, 0)
 
 
 def list_words(documents: Sequence[Document | None], terms: TermMaker) -> WordLists:
@@ -160,6 +163,7 @@ class Lexicon:
         """Take the lists of all runs, in order of rows."""
         self._lists = tuple(lists)
         self._live = live
+        self._known: dict[str, tuple[int, list[tuple[int, Uint32Array]]]] = {}
         empty = np.empty(0, dtype=np.uint32)
         self.lengths = np.concatenate([empty, *(each.lengths for each in self._lists)])
         self.n_live = int(np.count_nonzero(live))
@@ -171,10 +175,10 @@ class Lexicon:
         parts: list[list[tuple[IntArray, Uint16Array]]] = [[] for _ in terms]
         first = 0
         for lists in self._lists:
-            for part, (rows, counts) in zip(parts, lists.found(keys), strict=True):
-                if len(rows):
-                    alive = self._live[rows + first]
-                    part.append((rows[alive] + first, counts[alive]))
+            for part, entries in zip(parts, lists.entries(keys), strict=True):
+                if len(rows := lists.rows[entries].astype(np.int64) + first):
+                    alive = self._live[rows]
+                    part.append((rows[alive], lists.counts[entries][alive]))
             first += len(lists.lengths)
         nothing = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint16))
         return [
@@ -222,15 +226,37 @@ class Lexicon:
         """
         total = np.zeros(len(rows), dtype=np.float64)
         worth = 0.0
-        for (term, weight), (having, _) in zip(weights.items(), self._entries(list(weights)), strict=True):
-            value = weight * self._idf(len(having))
-            if len(having):
-                places = np.minimum(np.searchsorted(having, rows), len(having) - 1)
-                total += value * (having[places] == rows)
-            elif not term.isascii():
+        for term, weight in weights.items():
+            n_having, lists = self._found(term)
+            value = weight * self._idf(n_having)
+            for first, having in lists:
+                # Of one dtype, or numpy would copy all of the list.
+                wanted = np.maximum(rows - first, 0).astype(np.uint32)
+                places = np.minimum(np.searchsorted(having, wanted), len(having) - 1)
+                total += value * ((having[places] == wanted) & (rows >= first))
+            if not n_having and not term.isascii():
                 value *= UNKNOWN_WEIGHT
             worth += value
         return (total / worth if worth else total).astype(np.float32)
+
+    def _found(self, term: str) -> tuple[int, list[tuple[int, Uint32Array]]]:
+        """How many live documents have a term; and its rows in each run, dead ones too, with the run's first.
+
+        Remembered: a query's terms are asked of again and again, and a common one has long lists.
+        """
+        if (found := self._known.get(term)) is None:
+            key = np.array([key_of(term)], dtype=np.uint64)
+            n, first, runs = 0, 0, []
+            for lists in self._lists:
+                (entries,) = lists.entries(key)
+                if len(having := lists.rows[entries]):
+                    n += int(np.count_nonzero(self._live[having.astype(np.int64) + first]))
+                    runs.append((first, having))
+                first += len(lists.lengths)
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            found = self._known[term] = (n, runs)
+        return found
 
 
 def _counted(terms: Sequence[str]) -> Mapping[str, int]:

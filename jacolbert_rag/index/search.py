@@ -47,6 +47,12 @@ class Question:
         weights = {term: weight for term, _, weight in self.terms if weight}
         return weights or dict.fromkeys(self.words, 1.0)
 
+    @property
+    def sought(self) -> set[str]:
+        """What to look for in a text for its telling terms: as they count, and as the query writes them."""
+        telling = [one for one in self.terms if one.is_telling]
+        return {one.term for one in telling} | {self.text[slice(*one.span)] for one in telling}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -112,13 +118,19 @@ def _by_words(
     view: View, question: Question, k: int, settings: IndexSettings, allowed: BoolArray | None
 ) -> Found:
     scores = _bm25(view, question, settings, allowed)
-    rows, kept = best(np.flatnonzero(scores), scores[scores != 0], k)
+    rows, kept = _best_worded(scores, k)
     maxsim = None
     if question.embeddings is not None and len(rows):
         order = np.argsort(rows)
         maxsim = np.empty(len(rows), dtype=np.float32)
         maxsim[order] = view.snapshot.scores(question.embeddings, rows[order])
     return Found(rows, kept, {"bm25": kept, **_figures(view, question, rows, maxsim)})
+
+
+def _best_worded(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+    """The best k of the rows that share a term."""
+    rows = np.flatnonzero(scores)
+    return best(rows, scores[rows], k)
 
 
 def _by_both(
@@ -132,9 +144,9 @@ def _by_both(
 ) -> Found:
     """Each way proposes documents, all of which both ways score."""
     snapshot, query = view.snapshot, _embeddings(question)
-    n = max(settings.lexical.n_fused, 2 * k)
+    n = max(settings.lexical.n_fused, k)
     by_words = _bm25(view, question, settings, allowed)
-    worded, _ = best(np.flatnonzero(by_words), by_words[by_words != 0], n)
+    worded, _ = _best_worded(by_words, n)
     if exact:
         near, _ = snapshot.search_exact(_together([question]), n, allowed)[0]
     else:
