@@ -9,18 +9,20 @@ asked once and counted apart.
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evals import datasets, systems
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 if TYPE_CHECKING:
     from evals.datasets import Task
     from jacolbert_rag import JaColBERTRetriever
+
+MODES: dict[str, SearchMode] = {systems.HYBRID_NAME: "hybrid", systems.CANDIDATES_NAME: "jacolbert"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,32 +76,27 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a ColBERT; the bundled one where not given.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="jacolbert, bm25 or hybrid.")] = "hybrid",
+    mode: Annotated[str, typer.Option(help="hybrid or jacolbert.")] = systems.HYBRID_NAME,
 ) -> None:
     """Measure how often search abstains."""
-    from typing import cast
-
     from rich.console import Console
 
-    from evals import datasets, reports, systems
+    from evals import reports
 
     console = Console()
     try:
+        if mode not in MODES:
+            raise InvalidInputError(f"--mode is {mode!r}; expected {' or '.join(MODES)}.")
         reports.check_writable(json)
         task = datasets.load_task(data, split, limit=limit)
         engine = systems.build_engine(task.documents, model=model)
-        row = measure(engine, task, datasets.unanswerable(data, split), cast(SearchMode, mode))
-        system = systems.JaColBERT(
-            engine, systems.HYBRID_NAME if mode == "hybrid" else systems.CANDIDATES_NAME
-        )
-        row["signature"] = reports.signature(task, system, k=1)
+        row = measure(engine, task, datasets.unanswerable(data, split), MODES[mode])
+        row["signature"] = reports.signature(task, systems.JaColBERT(engine, mode), k=1)
         engine.close()
-        json.write_text(json_format.dumps([row], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        reports.write_rows(json, [row])
     except JaColBERTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    except OSError as error:
-        raise InvalidInputError(f"--json {json} cannot be written ({error}). Name another file.") from error
     console.print_json(data=row)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jacolbert_rag
 from evals.datasets import Task
@@ -64,12 +64,17 @@ def check_writable(path: Path) -> None:
 
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
-    """Write a JSON list with one object a result; a file that is there is replaced.
+    """`write_rows` of results: one object each, with their fields as keys."""
+    write_rows(path, [asdict(result) for result in results])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON list; a file that is there is replaced.
 
     Raises:
         InvalidInputError: the file cannot be written.
     """
-    text = json.dumps([asdict(result) for result in results], ensure_ascii=False, indent=2, allow_nan=False)
+    text = json.dumps(rows, ensure_ascii=False, indent=2, allow_nan=False)
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,12 @@ class _Config:
         for name in names:
             value = getattr(self, name)
             self._require(name, isinstance(value, int) and not isinstance(value, bool), "a whole number")
+
+    def _require_number(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            self._require(name, is_number and math.isfinite(value), "a finite number")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -248,6 +255,7 @@ class CandidateConfig(_Config):
         self._require("m", self.m >= 2, "at least 2")
         self._require("ef_construction", self.ef_construction >= 1, "at least 1")
         self._require("ef_search", self.ef_search >= self.n_nearest, "at least n_nearest")
+        self._require_number("rebuild_growth")
         self._require("rebuild_growth", self.rebuild_growth > 1, "above 1")
 
 
@@ -278,6 +286,7 @@ class LexicalConfig(_Config):
         self._require("fold", isinstance(self.fold, bool), "True or False")
         self._require("fusion", self.fusion in get_args(Fusion), "one of " + ", ".join(get_args(Fusion)))
         self._require_whole("rrf_k", "n_fused")
+        self._require_number("k1", "b", "weight")
         self._require("k1", self.k1 >= 0, "at least 0")
         self._require("b", 0 <= self.b <= 1, "from 0 to 1")
         self._require("weight", 0 <= self.weight <= 1, "from 0 to 1")

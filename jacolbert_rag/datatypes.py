@@ -138,7 +138,7 @@ class Highlight:
         )
 
     def rich(self, *, style: str = "bold yellow", whole: bool = True) -> Text:
-        """The text for a terminal, as rich prints it.
+        """The text for a terminal, as rich prints it: without control characters, which would steer it.
 
         Args:
             style: of the marks.

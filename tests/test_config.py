@@ -11,6 +11,7 @@ from jacolbert_rag import (
     EncoderConfig,
     InvalidInputError,
     JaColBERTRetriever,
+    LexicalConfig,
     PoolingConfig,
     SearchConfig,
     StoreConfig,
@@ -121,3 +122,10 @@ def test_every_setting_that_weights_do_not_decide_can_be_overridden() -> None:
 def test_numbers_of_an_index_are_whole(kind: type, name: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=rf"{kind.__name__}.{name} must be a whole number, not "):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize("wrong", ["0.5", None, True, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["k1", "b", "weight"])
+def test_numbers_of_full_text_search_are_numbers(name: str, wrong: object) -> None:
+    with pytest.raises(InvalidInputError, match=rf"LexicalConfig\.{name} must be a finite number"):
+        LexicalConfig(**{name: wrong})  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import jacolbert_rag
 from evals import metrics, reports, systems
-from evals.datasets import DatasetError, load_task
+from evals.datasets import DatasetError, load_task, unanswerable
 from evals.run import app
 from jacolbert_rag import CandidateConfig, Document, InvalidInputError, StoreConfig
 from jacolbert_rag.encode.encoder import Encoder
@@ -649,3 +649,31 @@ def test_abstaining_is_counted(beir, tmp_path):
     assert row["n_queries"] == len(task.queries)
     assert row["unanswerable"] in (0.0, 1.0)
     assert row["with_answer"] <= row["without_answer"]
+
+
+def test_answerability_names_what_it_cannot_do(beir: Path, tmp_path: Path) -> None:
+    from evals import answerability
+
+    told = ["--data", str(beir), "--split", "dev", "--json", str(tmp_path / "found.json")]
+    for wrong, says in (
+        (["--mode", "bm25"], "expected hybrid or jacolbert"),
+        (["--json", str(tmp_path)], "folder"),
+    ):
+        found = CliRunner().invoke(answerability.app, [*told, *wrong])
+        assert found.exit_code == 2
+        assert says in found.stderr
+
+
+def test_unanswerable_questions_are_read_packed_or_not(tmp_path: Path) -> None:
+    rows = [
+        {"_id": "q1", "text": "答えは？", "metadata": {"split": "test", "answerable": True}},
+        {"_id": "q2", "text": "無い？", "metadata": {"split": "test", "answerable": False}},
+        {"_id": "q3", "text": "他？", "metadata": {"split": "dev", "answerable": False}},
+        {"_id": "q4", "text": "素？"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "queries.jsonl").write_text(text, encoding="utf-8")
+    assert unanswerable(tmp_path, "test") == ["無い？"]
+    (tmp_path / "queries.jsonl").unlink()
+    (tmp_path / "queries.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert unanswerable(tmp_path, "test") == ["無い？"]

@@ -692,6 +692,13 @@ def test_damaged_bytes_in_sqlites_own_message(tmp_path: Path) -> None:
     assert n_refused > 5
 
 
+def test_tables_of_before_the_release_are_told(made: tuple[Path, Contents]) -> None:
+    with closing(sqlite3.connect(made[0] / "index.sqlite")) as sql:
+        sql.execute("ALTER TABLE segments DROP COLUMN words")
+    with pytest.raises(IndexFolderError, match="before the release.*anew"):
+        Index.open(made[0])
+
+
 def test_file_that_cannot_be_read_is_damage(
     made: tuple[Path, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jacolbert_rag.errors import IndexCorruptError, IndexFolderError, IndexWriteError, InvalidInputError
+from jacolbert_rag.errors import (
+    IndexCorruptError,
+    IndexFolderError,
+    IndexWriteError,
+    InvalidInputError,
+)
 from jacolbert_rag.index import database, layout
 from jacolbert_rag.index.files import MEND
 from jacolbert_rag.index.layout import DATABASE_FILE
@@ -275,6 +280,11 @@ def reading_errors(folder: Path) -> Iterator[None]:
             raise IndexFolderError(
                 f"{path} has a log that was not folded in, because its last writer was killed, and the "
                 "folder may only be read. Open the index once where it can be written."
+            ) from error
+        if str(error).startswith(("no such table", "no such column")):
+            raise IndexFolderError(
+                f"{path} lacks what this version stores ({error}): it is damaged, or was made by one from "
+                "before the release. Restore it from a copy, or build the index anew from its documents."
             ) from error
         raise IndexFolderError(
             f"{path} could not be read ({error}). Mend its permissions or its disk, and open the index again."

@@ -135,7 +135,7 @@ class WordLists:
         return lists
 
     def packed(self) -> Uint32Array:
-        """One uint32 array: sizes and the terms' version, then keys, offsets, rows, counts by two, lengths."""
+        """One uint32 array: sizes and terms' version, then keys, offsets, rows, counts by two, lengths."""
         n_entries = len(self.rows)
         head = np.array([len(self.keys), n_entries, len(self.lengths), TERMS_VERSION], np.uint32)
         counts = np.zeros(n_entries + n_entries % 2, dtype=np.uint16)

@@ -20,6 +20,10 @@ from jacolbert_rag.index.quantize import CodedTokens
 
 SEARCH_QUERIES = 32  # queries scored at once by exact search, so that each segment is read once for them
 CANDIDATES_PER_HIT = 2  # documents scored exactly for each hit asked for, at least
+# A filter may take away just what is near a query, and what is left is told apart worse: of exact search's
+# top 10 without its 100 best of 9,665 passages, 96 candidates had .47, 192 .66 and 384 .84, in 10, 16 and
+# 25 ms.
+FILTER_WIDENS = 2
 SELECTIVE = 4  # where fewer than one in so many rows may be found, exact search takes them out one by one
 
 
@@ -134,9 +138,11 @@ class Snapshot:
     def candidates(
         self, query: TokenArray, n: int, config: CandidateConfig, allowed: BoolArray | None = None
     ) -> IntArray:
-        """Rows worth an exact score, rising: `propose`, but all that may be found where those are few."""
-        if allowed is not None and np.count_nonzero(allowed) <= CANDIDATES_PER_HIT * n:
-            return np.flatnonzero(allowed)
+        """Rows worth an exact score, rising: `propose`; with a filter more of them, or all where few pass."""
+        if allowed is not None:
+            n *= FILTER_WIDENS
+            if np.count_nonzero(allowed) <= n:
+                return np.flatnonzero(allowed)
         return np.sort(self.propose(query, n, config, allowed))
 
     def propose(
