@@ -114,6 +114,32 @@ def test_negative_similarities() -> None:
     assert found.sentence is None
 
 
+def test_one_kana_of_a_long_word_is_not_marked() -> None:
+    table = [[0, 1.0, 0, 0], [0, 0, 0, 1.0]]
+    assert marked(show("海|川", "ミジ|ン|コの|川", table, document_terms=["ミジンコ", "川"])) == ["川"]
+    assert marked(show("海|川", "ミジ|ン|コの|川", table, document_terms=["川"])) == ["ン", "川"]
+
+
+def test_short_verbs_in_kana_are_not_marked() -> None:
+    def terms(weight: float) -> list[tuple[str, ...]]:
+        query = [TermSpan("取る", Span(0, 2), weight), TermSpan("湖", Span(2, 3), 1.0)]
+        document = [TermSpan("取る", Span(0, 2), weight), TermSpan("湖", Span(3, 4), 1.0)]
+        found = highlight(
+            query="とる湖",
+            query_spans=np.zeros((0, 2), dtype=np.int64),
+            query_embeddings=None,
+            document=Document("d", "とっ、湖"),
+            document_spans=np.array([[0, 2], [3, 4]]),
+            token_embeddings=None,
+            query_terms=query,
+            document_terms=document,
+        )
+        return marked(found)
+
+    assert terms(0.5) == ["湖"]
+    assert terms(1.0) == ["とっ", "湖"]
+
+
 def test_weak_matches_are_not_marked() -> None:
     assert marked(show("海", "山|湖", [[0.1, 0.49]])) == []
     assert marked(show("海", "山|湖", [[0.1, 0.51]])) == ["湖"]
