@@ -120,6 +120,14 @@ def test_one_kana_of_a_long_word_is_not_marked() -> None:
     assert marked(show("海|川", "ミジ|ン|コの|川", table, document_terms=["川"])) == ["ン", "川"]
 
 
+def test_another_number_is_not_marked() -> None:
+    table = [[1.0, 0, 0, 0], [0, 0.9, 0, 0]]
+    assert marked(show("1943|年", "１９４２|年|湖|川", table)) == ["年"]
+    assert marked(show("1943|年", "１９４３|年|湖|川", table)) == ["１９４３年"]
+    assert marked(show("19|43", "19|42|湖|川", table, document_terms=["1942"])) == []
+    assert places(show("1943|年", "1942|年|湖|川", table)) == [("1942", 1.0), ("年", pytest.approx(0.9))]
+
+
 def test_short_verbs_in_kana_are_not_marked() -> None:
     def terms(weight: float) -> list[tuple[str, ...]]:
         query = [TermSpan("取る", Span(0, 2), weight), TermSpan("湖", Span(2, 3), 1.0)]

@@ -38,7 +38,7 @@ TERM_BONUS = 2.0
 # Products of one vector with equal ones differ by less than this, wherever in a matrix they stand.
 TIE = 1e-6
 LONG_WORD = 3  # characters
-_KANA = re.compile("[ぁ-ゖァ-ヺーｦ-ﾟ]")
+_SMALL_PART = re.compile("[ぁ-ゖァ-ヺーｦ-ﾟ]|[0-9０-９]+")
 # Unicode's categories of punctuation, signs such as =, spaces, controls, and marks without their letter.
 _SILENT = ("P", "Sm", "Sk", "Z", "C", "M")
 # Sentences are looked for this many characters behind the last that could win: a document may be a book of
@@ -151,7 +151,7 @@ def highlight(
     places = [term for term in document_terms if term.term in telling]
     found = _of_tokens(query, query_spans[asked[: len(similarities)]], read, similarities)
     found += _of_terms(query_terms, places, found)
-    marked = _marked(read, found, places, document_terms)
+    marked = _marked(query, read, found, places, document_terms)
     return Highlight(
         text=document.text,
         title=document.title,
@@ -231,6 +231,7 @@ def _matches(read: ReadText, found: Sequence[_Found]) -> tuple[Match, ...]:
 
 
 def _marked(
+    query: str,
     read: ReadText,
     found: Sequence[_Found],
     places: Sequence[TermSpan],
@@ -240,7 +241,11 @@ def _marked(
     passage = read.passage
     least = max(MARKED_LEAST, MARKED_SHARE * max((one.similarity for one in found), default=0.0))
     marked = {
-        one.place for one in found if one.similarity >= least and _says_something(passage[slice(*one.place)])
+        one.place
+        for one in found
+        if one.similarity >= least
+        and _says_something(written := passage[slice(*one.place)])
+        and not _is_other_number(query[slice(*one.query)], written)
     }
     # Verbs in a few kana, as とる of にとって, say little where they stand.
     marked |= {p.span for p in places if p.weight == 1.0 or _says_something(passage[slice(*p.span)])}
@@ -254,10 +259,12 @@ def _marked(
     words = np.array([term.span for term in document_terms], dtype=np.int64)
     starts, ends = np.minimum(words, len(n_before) - 1).T
     mostly = 2 * (n_before[ends] - n_before[starts]) > words[:, 1] - words[:, 0]
-    # And one kana of a long word, as the ン of ソコミジンコ, is no place to look at.
+    # One kana of a long word, as the ン of ソコミジンコ, is no place to look at, nor the 19 of 1942.
     long = words[~mostly & (words[:, 1] - words[:, 0] >= LONG_WORD)]
     within = {at for start, end in long.tolist() for at in range(start, end)}
-    kept = [one for one in marked if one.start not in within or not _KANA.fullmatch(passage[slice(*one)])]
+    kept = [
+        one for one in marked if one.start not in within or not _SMALL_PART.fullmatch(passage[slice(*one)])
+    ]
     return [*kept, *map(_span, words[mostly])]
 
 
@@ -298,6 +305,12 @@ def _says_something(characters: str) -> bool:
     if len(normal) <= 2 and all("ぁ" <= char <= "ゟ" for char in normal):
         return False
     return not all(unicodedata.category(char).startswith(_SILENT) for char in normal)
+
+
+def _is_other_number(asked: str, found: str) -> bool:
+    """Whether both are numbers, and not the same: they are much alike to a model, and not to a reader."""
+    asked, found = _normal(asked), _normal(found)
+    return asked.isdecimal() and found.isdecimal() and asked.lstrip("0") != found.lstrip("0")
 
 
 def _best_sentence(read: ReadText, similarities: FloatArray, places: Sequence[TermSpan]) -> Span | None:
