@@ -441,6 +441,7 @@ class JaColBERTRetriever:
         k: int = 10,
         *,
         mode: SearchMode = "jacolbert",
+        weight: float | None = None,
         filter: GivenFilter | None = None,
         exact: bool = False,
         highlight: bool = False,
@@ -453,6 +454,7 @@ class JaColBERTRetriever:
             k: how many, at least 1.
             mode: "jacolbert" finds by token embeddings, "bm25" by the words of full-text search, "hybrid" by
                 both (see `jacolbert_rag.config.LexicalConfig`).
+            weight: of full-text search in hybrid search, from 0 to 1, in place of the index's setting.
             filter: what documents must be to be found: conditions on metadata, such as
                 {"lang": "ja", "year": {"$gte": 2020}} or a `jacolbert_rag.index.filters.Filter`; or a
                 function of a `Document`, which is asked of every one and so takes long.
@@ -465,11 +467,19 @@ class JaColBERTRetriever:
             a term with the query.
 
         Raises:
-            InvalidInputError: the query has no text, k is below 1, the mode or a filter's operator is
-                unknown, a condition cannot be asked of what is stored, or the index was not calibrated.
+            InvalidInputError: the query has no text, k is below 1, the weight is not from 0 to 1 or the mode
+                not hybrid, the mode or a filter's operator is unknown, a condition cannot be asked of what is
+                stored, or the index was not calibrated.
         """
         return self.search_many(
-            [query], k, mode=mode, filter=filter, exact=exact, highlight=highlight, abstain=abstain
+            [query],
+            k,
+            mode=mode,
+            weight=weight,
+            filter=filter,
+            exact=exact,
+            highlight=highlight,
+            abstain=abstain,
         )[0]
 
     def search_many(
@@ -478,6 +488,7 @@ class JaColBERTRetriever:
         k: int = 10,
         *,
         mode: SearchMode = "jacolbert",
+        weight: float | None = None,
         filter: GivenFilter | None = None,
         exact: bool = False,
         highlight: bool = False,
@@ -490,13 +501,14 @@ class JaColBERTRetriever:
         _check_mode(mode)
         if not len(queries):
             return []
+        settings = _weighted(self.settings, mode, weight)
         conditions = parsed(filter) if filter is not None else None
         asked = self._questions(queries, embed=mode != "bm25" or abstain)
 
         def work(view: View) -> list[list[Hit]]:
             allowed = view.allowed(conditions) if conditions is not None else None
             least = _threshold(view, mode) if abstain else 0.0
-            found = find(view, asked, k, self.settings, mode=mode, exact=exact, allowed=allowed)
+            found = find(view, asked, k, settings, mode=mode, exact=exact, allowed=allowed)
             hits = [_hits(view, each) if _answers(each, least) else [] for each in found]
             if not highlight:
                 return hits
@@ -854,6 +866,17 @@ def _threshold(view: View, mode: SearchMode) -> float:
 def _check_mode(mode: str) -> None:
     if mode not in get_args(SearchMode):
         raise InvalidInputError(f"mode is {mode!r}; expected one of {', '.join(get_args(SearchMode))}.")
+
+
+def _weighted(settings: IndexSettings, mode: SearchMode, weight: float | None) -> IndexSettings:
+    """The settings with another weight of full-text search."""
+    if weight is None:
+        return settings
+    if mode != "hybrid":
+        raise InvalidInputError(
+            f'weight is of hybrid search, and mode is {mode!r}. Pass mode="hybrid", or leave weight out.'
+        )
+    return replace(settings, lexical=replace(settings.lexical, weight=weight))
 
 
 def _remove_folder(folder: Path, process: int) -> None:

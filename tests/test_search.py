@@ -209,6 +209,19 @@ def test_min_max_by_hand() -> None:
     assert fuse(np.float32([]), np.float32([]), LexicalConfig()).tolist() == []
 
 
+def test_a_weight_of_this_search(filled: JaColBERTRetriever) -> None:
+    query = "日本の町"
+    by_words = {hit.id: hit.scores["bm25"] for hit in filled.search(query, 27, mode="hybrid", weight=1.0)}
+    assert list(by_words.values()) == sorted(by_words.values(), reverse=True)
+    near = [hit.scores["maxsim"] for hit in filled.search(query, 27, mode="hybrid", weight=0.0)]
+    assert near == sorted(near, reverse=True)
+    default = filled.settings.lexical.weight
+    assert filled.search(query, 9, mode="hybrid", weight=default) == filled.search(query, 9, mode="hybrid")
+    for wrong, says in (({"weight": 1.5, "mode": "hybrid"}, "from 0 to 1"), ({"weight": 0.5}, "mode is")):
+        with pytest.raises(InvalidInputError, match=says):
+            filled.search(query, **wrong)
+
+
 def test_hybrid_scores_do_not_depend_on_how_many_are_asked_for(tiny_model: Path) -> None:
     settings = IndexSettings(lexical=LexicalConfig(n_fused=8))
     made = JaColBERTRetriever.from_pretrained(tiny_model, settings=settings)
