@@ -549,22 +549,24 @@ class JaColBERTRetriever:
         tokens: list[TokenArray | None] = [None] * len(hits)
         if question.embeddings is not None:
             tokens = self._tokens(view, hits, spans)
-        return [
-            replace(
-                hit,
-                highlight=highlight(
-                    query=question.text,
-                    query_spans=query_spans,
-                    query_embeddings=question.embeddings,
-                    query_terms=question.terms,
-                    document=hit.document,
-                    document_spans=each,
-                    token_embeddings=embeddings,
-                    document_terms=terms.spans_near(hit.document.passage, _read_to(each), question.sought),
-                ),
+        shown = []
+        for hit, each, embeddings in zip(hits, spans, tokens, strict=True):
+            words, places = terms.places(
+                hit.document.passage, _read_to(each), question.telling, question.sought
             )
-            for hit, each, embeddings in zip(hits, spans, tokens, strict=True)
-        ]
+            found = highlight(
+                query=question.text,
+                query_spans=query_spans,
+                query_embeddings=question.embeddings,
+                query_terms=question.terms,
+                document=hit.document,
+                document_spans=each,
+                token_embeddings=embeddings,
+                document_terms=places,
+                document_words=words,
+            )
+            shown.append(replace(hit, highlight=found))
+        return shown
 
     def _tokens(self, view: View, hits: Sequence[Hit], spans: Sequence[IntArray]) -> list[TokenArray | None]:
         """One token embedding for each span of each hit; None for a document without text.

@@ -61,6 +61,11 @@ def show(
     table = np.array(similarities, dtype=np.float32).reshape(len(parts), -1)
     asked = query.replace("|", "")
     words = [word for word in terms.split() if word]
+    found_terms = [
+        TermSpan(word, Span(found.start(), found.end()), telling)
+        for word in dict.fromkeys([*words, *document_terms])
+        for found in re.finditer(word, whole.passage)
+    ]
     return highlight(
         query=asked,
         query_spans=spans_of(asked, parts),
@@ -69,11 +74,8 @@ def show(
         document_spans=spans_of(whole.passage, pieces),
         token_embeddings=np.ascontiguousarray(table.T) if table.size else None,
         query_terms=[TermSpan(w, Span(asked.index(w), asked.index(w) + len(w)), telling) for w in words],
-        document_terms=[
-            TermSpan(word, Span(found.start(), found.end()), telling)
-            for word in dict.fromkeys([*words, *document_terms])
-            for found in re.finditer(word, whole.passage)
-        ],
+        document_terms=found_terms,
+        document_words=np.array([term.span for term in found_terms], dtype=np.int64).reshape(-1, 2),
     )
 
 
@@ -394,6 +396,7 @@ def test_highlights_of_random_text(query: str, title: str, text: str, factor: in
                 token_embeddings=embeddings,
                 query_terms=terms[0],
                 document_terms=terms[1],
+                document_words=np.array([term.span for term in terms[1]], dtype=np.int64).reshape(-1, 2),
             )
             assert (found.text, found.title) == (text, title)
             check(found, query)

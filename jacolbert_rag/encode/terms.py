@@ -14,10 +14,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from jacolbert_rag.datatypes import Span, TermSpan
+import numpy as np
+
+from jacolbert_rag.datatypes import IntArray, Span, TermSpan
 from jacolbert_rag.encode.kanji import new_forms
 from jacolbert_rag.encode.normalize import align, clean
-from jacolbert_rag.encode.words import MAX_MEMO_TAGGED, MAX_TAGGED_CHARS, TaggedWord, WordSegmenter
+from jacolbert_rag.encode.words import TaggedWord, WordSegmenter, tagged_words
 
 # Latin letters and digits, joined by what joins a model number, a version, a date or a number: A-1/2, 1,000.
 _LETTERS = "a-zA-ZÀ-ÖØ-öø-ɏ"
@@ -30,6 +32,9 @@ _JOINTS = re.compile(f"[^{_LETTERS}0-9]")
 # The small ケ of names of places, between kanji: 霞ヶ関, 霞ケ関 and 霞が関.
 _GA = re.compile("(?<=[一-鿿])[ヶケがヵ](?=[一-鿿])")
 _KATAKANA = re.compile("[ァ-ヺー]{3,}ー")  # コンピューター is コンピュータ; キー stays
+
+# Words that are remembered, half a kilobyte each; what is longer is not met again.
+MAX_MEMO_LINES, MAX_MEMO_CHARS = 65_536, 200
 
 # Raised when texts get other terms: word lists that were made before are made again then.
 TERMS_VERSION = 1
@@ -116,56 +121,80 @@ class TermMaker:
         cleaned = clean(text)
         if not self.fold:
             return self._segmenter.words(cleaned)
-        return [term for term, _, _, _ in self._folded(new_forms(cleaned))]
+        return [term for term, _, _, _ in self._found(cleaned)]
 
     def spans(self, text: str) -> list[TermSpan]:
         """`terms` with the characters of the raw text that each comes from."""
-        aligned = align(text, nfkc=True)
-        found = list(self._folded(new_forms(aligned.text)) if self.fold else self._surfaces(aligned.text))
-        spans = aligned.spans([start for _, start, _, _ in found], [stop for _, _, stop, _ in found])
-        return [
-            TermSpan(term, Span(*span), weight)
-            for (term, _, _, weight), span in zip(found, spans.tolist(), strict=True)
-        ]
+        return self._near(text, None)[1]
 
-    def spans_near(self, text: str, end: int, words: Collection[str]) -> list[TermSpan]:
-        """`spans` of a text's head, and behind it of what is around the first places of some words.
+    def _near(self, text: str, wanted: Collection[str] | None) -> tuple[IntArray, list[TermSpan]]:
+        """(n, 2) characters of all terms of a raw text, and those of them that are wanted."""
+        aligned = align(text, nfkc=True)
+        found = list(self._found(aligned.text))
+        spans = aligned.spans([start for _, start, _, _ in found], [stop for _, _, stop, _ in found])
+        kept = [
+            TermSpan(term, Span(int(spans[i, 0]), int(spans[i, 1])), weight)
+            for i, (term, _, _, weight) in enumerate(found)
+            if wanted is None or term in wanted
+        ]
+        return spans, kept
+
+    def _found(self, cleaned: str) -> Iterator[tuple[str, int, int, float]]:
+        """(term, start, stop, weight) in a cleaned text."""
+        return self._folded(new_forms(cleaned)) if self.fold else self._surfaces(cleaned)
+
+    def places(
+        self, text: str, end: int, wanted: Collection[str], words: Collection[str]
+    ) -> tuple[IntArray, list[TermSpan]]:
+        """Where some terms stand in a text: in its head, and behind it around the first places of some words.
 
         A document may be a book: all of it would take seconds.
 
         Args:
             text: raw text.
             end: of the head, in characters; it is read somewhat further.
-            words: to look for, as they are written or count; in any width and case.
+            wanted: terms.
+            words: what to look for behind the head, in any width and case.
+
+        Returns:
+            (n, 2) int64 characters of all terms that were read, and the wanted ones; in order.
         """
         end += READ_ON
-        found = self.spans(text[:end])
+        spans, found = self._near(text[:end], wanted)
+        parts = [spans]
         if end < len(text) and words:
             for start, stop in _around(text, end, words):
+                spans, more = self._near(text[start:stop], wanted)
+                parts.append(spans + start)
                 found += [
-                    TermSpan(term, Span(start + span.start, start + span.end), weight)
-                    for term, span, weight in self.spans(text[start:stop])
+                    TermSpan(term, Span(first + start, last + start), weight)
+                    for term, (first, last), weight in more
                 ]
-        return found
+        return np.concatenate(parts), found
 
     def _surfaces(self, text: str) -> Iterator[tuple[str, int, int, float]]:
-        for word, start in _placed(self._segmenter.tagged(text), text):
-            yield word.surface, start, start + len(word.surface), _reading(word).weight
+        stop = 0
+        for line in self._segmenter.lines(text):
+            for surface, _, weight in _readings_of(line):
+                start = text.index(surface, stop)  # MeCab drops spaces and nothing else
+                stop = start + len(surface)
+                yield surface, start, stop, weight
 
     def _folded(self, text: str) -> Iterator[tuple[str, int, int, float]]:
-        """(term, start, stop, weight) in a cleaned text."""
         codes = [match.span() for match in _CODE.finditer(text)]
-        at, begun = 0, -1
-        for word, start in _placed(self._segmenter.tagged(text), text):
-            stop = start + len(word.surface)
-            while at < len(codes) and codes[at][1] <= start:
-                at += 1
-            if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
-                if begun != at:  # the first word within a code stands for all of them
-                    begun = at
-                    yield from _of_code(text, start, codes[at][1])
-            elif (reading := _reading(word)).form is not None:
-                yield reading.form, start, stop, reading.weight
+        at, begun, stop = 0, -1, 0
+        for line in self._segmenter.lines(text):
+            for surface, form, weight in _readings_of(line):
+                start = text.index(surface, stop)
+                stop = start + len(surface)
+                while at < len(codes) and codes[at][1] <= start:
+                    at += 1
+                if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
+                    if begun != at:  # the first word within a code stands for all of them
+                        begun = at
+                        yield from _of_code(text, start, codes[at][1])
+                elif form is not None:
+                    yield form, start, stop, weight
 
 
 def _around(text: str, start: int, words: Collection[str]) -> list[tuple[int, int]]:
@@ -180,15 +209,6 @@ def _around(text: str, start: int, words: Collection[str]) -> list[tuple[int, in
         else:
             parts.append((first, last))
     return parts
-
-
-def _placed(words: list[TaggedWord], text: str) -> Iterator[tuple[TaggedWord, int]]:
-    """Each word and where it begins: MeCab drops spaces and nothing else."""
-    position = 0
-    for word in words:
-        start = text.index(word.surface, position)
-        position = start + len(word.surface)
-        yield word, start
 
 
 def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, float]]:
@@ -207,28 +227,34 @@ def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, 
 
 
 class _Reading(NamedTuple):
-    """A word as a term: its normalised form, None where it is none, and how much it says by itself."""
+    """A word as it is written, its form, None where it is no term, and how much it says by itself."""
 
+    surface: str
     form: str | None
     weight: float
 
 
-def _reading(word: TaggedWord) -> _Reading:
-    return _read_memo(word) if len(word.surface) <= MAX_TAGGED_CHARS else _read(word)
+def _readings_of(line: str) -> tuple[_Reading, ...]:
+    """The words of one of MeCab's lines."""
+    return _memo(line) if len(line) <= MAX_MEMO_CHARS else _readings(line)
+
+
+def _readings(line: str) -> tuple[_Reading, ...]:
+    return tuple(_read(word) for word in tagged_words(line))
+
+
+_memo = lru_cache(maxsize=MAX_MEMO_LINES)(_readings)
 
 
 def _read(word: TaggedWord) -> _Reading:
     if word.pos in _NO_TERMS:
-        return _Reading(None, 0.0)
+        return _Reading(word.surface, None, 0.0)
     is_sign = word.pos == "記号"
     form = None if is_sign and word.division != "文字" else _form(word)
     is_dull = is_sign or word.pos in _DULL_POS or word.division in _DULL_DIVISIONS
     if is_dull or word.lemma.partition("-")[0] in _DULL_LEMMAS:
-        return _Reading(form, 0.0)
-    return _Reading(form, 1.0 if word.pos == "名詞" else OTHER_WEIGHT)
-
-
-_read_memo = lru_cache(maxsize=MAX_MEMO_TAGGED)(_read)
+        return _Reading(word.surface, form, 0.0)
+    return _Reading(word.surface, form, 1.0 if word.pos == "名詞" else OTHER_WEIGHT)
 
 
 def _form(word: TaggedWord) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jacolbert_rag.datatypes import IntArray, SpecialTokens
@@ -17,9 +16,6 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 MAX_CHARS_PER_WORD = 100
 # Words are Zipfian: a memo this large holds nearly every word met again, and bounds memory.
 MAX_MEMO_WORDS = 200_000
-# Of words with what the dictionary says of them, half a kilobyte each; longer ones are not met again.
-MAX_MEMO_TAGGED = 65_536
-MAX_TAGGED_CHARS = 100
 # MeCab (0.996) ends the process at some 100,000 words of one text, and takes time by the square of a run of
 # one kind of characters. A text is read in pieces of at most so many characters.
 PIECE_CHARS = 10_000
@@ -73,20 +69,19 @@ class WordSegmenter:
 
     def tagged(self, cleaned: str) -> list[TaggedWord]:
         """`words` with their parts of speech and lemmas."""
+        return [word for line in self.lines(cleaned) for word in tagged_words(line)]
+
+    def lines(self, cleaned: str) -> list[str]:
+        """What MeCab says of each word, for `tagged_words`: to be remembered with what is made of it."""
         try:
             analyzer = _IDLE_ANALYZERS.pop()
         except IndexError:
             # A format of its own is three times as fast as walking the nodes.
             analyzer = self._new_tagger(f"-O '' -F '{_NODE}' -U '{_UNKNOWN_NODE}' -E ''")
         try:
-            lines = [line for piece in _pieces(cleaned) for line in analyzer.parse(piece).split("\n")]
+            return [line for piece in _pieces(cleaned) for line in analyzer.parse(piece).split("\n")]
         finally:
             _IDLE_ANALYZERS.append(analyzer)
-        return [
-            word
-            for line in lines
-            for word in (_tagged_memo if len(line) <= MAX_TAGGED_CHARS else _tagged)(line)
-        ]
 
     @staticmethod
     def _new_tagger(output: str) -> Any:
@@ -109,16 +104,13 @@ def _pieces(cleaned: str) -> Iterator[str]:
     yield cleaned[start:]
 
 
-def _tagged(line: str) -> tuple[TaggedWord, ...]:
-    """What MeCab said of one word, in the format above."""
+def tagged_words(line: str) -> tuple[TaggedWord, ...]:
+    """The word of one of `WordSegmenter.lines`; several where white space is within, none of an empty one."""
     if not line:
         return ()
     word = TaggedWord(*line.split("\t")[:-1])
     # As in `words`: what NFKC leaves of white space ends a word, and is none.
     return tuple(word._replace(surface=part) for part in word.surface.split())
-
-
-_tagged_memo = lru_cache(maxsize=MAX_MEMO_TAGGED)(_tagged)
 
 
 class JapaneseWordPiece:

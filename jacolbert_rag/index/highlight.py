@@ -111,6 +111,7 @@ def highlight(
     token_embeddings: TokenArray | None,
     query_terms: Sequence[TermSpan] = (),
     document_terms: Sequence[TermSpan] = (),
+    document_words: IntArray | None = None,
 ) -> Highlight:
     """Show where the parts of a query found what they scored by.
 
@@ -134,7 +135,9 @@ def highlight(
             query token's own characters is taken, else the nearest to where others were found. None shows
             terms only.
         query_terms: in characters of `query`.
-        document_terms: all terms of the passage, in characters of it, telling or not.
+        document_terms: of the passage, in characters of it; those that are no telling terms of the query are
+            passed over.
+        document_words: (n, 2) characters of the passage's words; None where they are not known.
 
     Raises:
         InvalidInputError: spans and embeddings differ in number, so they are not of the same tokens.
@@ -151,7 +154,7 @@ def highlight(
     places = [term for term in document_terms if term.term in telling]
     found = _of_tokens(query, query_spans[asked[: len(similarities)]], read, similarities)
     found += _of_terms(query_terms, places, found)
-    marked = _marked(query, read, found, places, document_terms)
+    marked = _marked(query, read, found, places, document_words)
     return Highlight(
         text=document.text,
         title=document.title,
@@ -235,7 +238,7 @@ def _marked(
     read: ReadText,
     found: Sequence[_Found],
     places: Sequence[TermSpan],
-    document_terms: Sequence[TermSpan],
+    words: IntArray | None,
 ) -> list[Span]:
     """Parts of the passage worth showing, in any order."""
     passage = read.passage
@@ -249,14 +252,13 @@ def _marked(
     }
     # Verbs in a few kana, as とる of にとって, say little where they stand.
     marked |= {p.span for p in places if p.weight == 1.0 or _says_something(passage[slice(*p.span)])}
-    if not marked or not document_terms:
+    if not marked or words is None or not len(words):
         return list(marked)
     # A word is marked whole where most of it is: a lone piece in its middle must not leave a hole.
     n_before = np.zeros(max(span.end for span in marked) + 1, dtype=np.int64)
     for start, end in marked:
         n_before[start + 1 : end + 1] = 1
     np.cumsum(n_before, out=n_before)
-    words = np.array([term.span for term in document_terms], dtype=np.int64)
     starts, ends = np.minimum(words, len(n_before) - 1).T
     mostly = 2 * (n_before[ends] - n_before[starts]) > words[:, 1] - words[:, 0]
     # One kana of a long word, as the ン of ソコミジンコ, is no place to look at, nor the 19 of 1942.
