@@ -6,13 +6,22 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import (
+    isasyncgen,
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutine,
+    iscoroutinefunction,
+    isgenerator,
+    isgeneratorfunction,
+)
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenArray
 from jacolbert_rag.encode.terms import TermMaker
-from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 from jacolbert_rag.index import database
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, MetadataColumns, NoneOf, parse
 from jacolbert_rag.index.lexical import Lexicon
@@ -23,6 +32,8 @@ from jacolbert_rag.index.write import words_of
 GivenFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Document], bool]
 
 READ_DOCUMENTS = 1_000  # handed to a caller's function at once
+# Functions whose result is something to wait for or to go through, and so always true.
+_PROMISES = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
 
 
 @dataclass
@@ -115,7 +126,8 @@ class View:
             filter: conditions on metadata; or a function of a document, which is asked of every one.
 
         Raises:
-            InvalidInputError: a condition cannot be asked of what is stored.
+            InvalidInputError: a condition cannot be asked of what is stored, or the function has failed or
+                says neither yes nor no.
         """
         live = self.snapshot.live
         if not callable(filter):
@@ -124,7 +136,7 @@ class View:
         rows = np.flatnonzero(live)
         for start in range(0, len(rows), READ_DOCUMENTS):
             for row, document in database.by_row(self.sql, rows[start : start + READ_DOCUMENTS]).items():
-                allowed[row] = bool(filter(document))
+                allowed[row] = _answer(filter, document)
         return allowed
 
     def tokens(self, rows: Sequence[int]) -> dict[int, TokenArray]:
@@ -156,4 +168,41 @@ def parsed(given: GivenFilter) -> Filter | Callable[[Document], bool]:
             f"filter is a {type(given).__name__}; expected a dict such as {{'lang': 'ja'}}, a "
             "jacolbert_rag.index.filters.Filter, or a function of a Document."
         )
+    method: object = getattr(type(given), "__call__", None)  # noqa: B004 - it may be async
+    if any(test(function) for test in _PROMISES for function in (given, method)):
+        raise InvalidInputError(_says_nothing("The filter function is async or yields"))
     return given
+
+
+def _answer(filter: Callable[[Document], bool], document: Document) -> bool:
+    """What a caller's function says of a document.
+
+    Raises:
+        InvalidInputError: it has failed, and what it raised is the cause: within a read of the index an error
+            of SQLite or of an encoding would be taken for the index' own. Or it says neither yes nor no.
+    """
+    try:
+        answer = filter(document)
+        if type(answer) is bool:
+            return answer
+        if not (isawaitable(answer) or isasyncgen(answer) or isgenerator(answer)):
+            return bool(answer)
+    except JaColBERTError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"The filter function failed on the document {document.id!r}: {type(error).__name__}: {error}. "
+            "Let it return True or False for every document, whatever its metadata lacks."
+        ) from error
+    if iscoroutine(answer):
+        answer.close()  # else Python warns that nobody has awaited it
+    raise InvalidInputError(
+        _says_nothing(f"The filter function returned a {type(answer).__name__} for {document.id!r}")
+    )
+
+
+def _says_nothing(what: str) -> str:
+    return (
+        f"{what}, which is true of every document, so nothing would be filtered. Give a plain function that "
+        "returns True or False; await what it needs before the search."
+    )
