@@ -1,4 +1,4 @@
-"""jacolbert_rag.index.filters: operators, dicts, and masks that are those of a loop over documents."""
+"""jacolbert_rag.index.filters and columns: operators, dicts, masks that are those of a loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import threading
 import unicodedata
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,17 +14,9 @@ import pytest
 from hypothesis import given, settings
 
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
-from jacolbert_rag.index import filters as module
-from jacolbert_rag.index.filters import (
-    AllOf,
-    AnyOf,
-    Condition,
-    Filter,
-    MetadataColumns,
-    NoneOf,
-    matches,
-    parse,
-)
+from jacolbert_rag.index import columns as module
+from jacolbert_rag.index.columns import MetadataColumns
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf, Operator, matches, parse
 
 NAN = float("nan")
 
@@ -381,7 +373,7 @@ def all_metadata(draw: st.DrawFn) -> list[dict[str, Any] | None]:
 
 @st.composite
 def conditions(draw: st.DrawFn) -> Condition:
-    op = draw(st.sampled_from(module.get_args(module.Operator)))
+    op = draw(st.sampled_from(get_args(Operator)))
     value: Any
     if op in ("==", "!=", "contains"):
         value = draw(WITHOUT_NAN)

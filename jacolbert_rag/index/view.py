@@ -23,7 +23,8 @@ from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenArray
 from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 from jacolbert_rag.index import database
-from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, MetadataColumns, NoneOf, parse
+from jacolbert_rag.index.columns import MetadataColumns
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf, parse
 from jacolbert_rag.index.lexical import Lexicon
 from jacolbert_rag.index.snapshot import Snapshot
 from jacolbert_rag.index.write import words_of
