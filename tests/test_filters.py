@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import unicodedata
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, get_args
 
@@ -13,12 +14,51 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from jacolbert_rag.datatypes import BoolArray
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
 from jacolbert_rag.index import columns as module
-from jacolbert_rag.index.columns import MetadataColumns
+from jacolbert_rag.index.columns import MetadataColumns, Read
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf, Operator, matches, parse
 
 NAN = float("nan")
+
+
+class Kept:
+    """Columns, and the documents that they read; as tuples of row and JSON text."""
+
+    def __init__(self, texts: Mapping[int, str], n_rows: int, columns: MetadataColumns | None = None) -> None:
+        self.texts, self.n_rows, self.n_read = dict(texts), n_rows, 0
+        self.columns = columns or MetadataColumns(self.live)
+
+    @classmethod
+    def build(cls, rows: Iterable[tuple[int, str]], n_rows: int) -> Kept:
+        return cls(dict(rows), n_rows)
+
+    def extended(self, rows: Iterable[tuple[int, str]], n_rows: int, *, dead: Iterable[int] = ()) -> Kept:
+        changed = dict(rows)
+        later = Kept(
+            {k: v for k, v in (self.texts | changed).items() if k not in set(dead) - set(changed)}, n_rows
+        )
+        later.columns = self.columns.extended(read(changed), later.live)
+        return later
+
+    @property
+    def live(self) -> BoolArray:
+        return np.isin(np.arange(self.n_rows), list(self.texts))
+
+    def mask(self, filter: Filter) -> BoolArray:
+        return self.columns.mask(filter, self)
+
+    def metadata(self) -> Read:
+        self.n_read += 1
+        yield from read(self.texts)
+
+
+def read(texts: Mapping[int, str]) -> Read:
+    """Three at a time."""
+    for first in range(0, len(texts), 3):
+        rows = list(texts)[first : first + 3]
+        yield rows, [texts[row] for row in rows]
 
 
 def holds(op: Any, value: Any, stored: Any = ...) -> bool:
@@ -26,7 +66,7 @@ def holds(op: Any, value: Any, stored: Any = ...) -> bool:
     metadata = {} if stored is ... else {"f": stored}
     condition = Condition("f", op, value)
     held = matches(condition, metadata)
-    columns = MetadataColumns.build([(1, json.dumps(metadata))], 3)
+    columns = Kept.build([(1, json.dumps(metadata))], 3)
     assert columns.mask(condition).tolist() == [False, held, False]
     return held
 
@@ -98,7 +138,7 @@ def test_operators(op: str, value: Any, yes: list[Any], no: list[Any]) -> None:
 )
 def test_stored_values_of_another_type_are_refused(op: Any, value: Any, stored: Any, kinds: str) -> None:
     condition = Condition("year", op, value)
-    columns = MetadataColumns.build(enumerate(['{"year": null}', json.dumps({"year": stored})]), 2)
+    columns = Kept.build(enumerate(['{"year": null}', json.dumps({"year": stored})]), 2)
     # Wherever the condition stands, and whatever stands before it.
     for filter in (
         condition,
@@ -151,7 +191,7 @@ def test_parts_and_filters_must_be_filters() -> None:
     with pytest.raises(InvalidInputError, match="must be a Condition"):
         matches(None, {})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="must be a Condition"):
-        MetadataColumns.build([], 0).mask({})  # type: ignore[arg-type]
+        Kept.build([], 0).mask({})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="The metadata 'f' must be JSON"):
         matches(Condition("f", "==", 1), {"f": object()})
 
@@ -177,7 +217,7 @@ def test_members_of_enums_are_their_values() -> None:
     condition = Condition("f", Text.EQUAL, Text.JA)  # type: ignore[arg-type]
     assert condition == Condition("f", "==", "ja")
     assert hash(condition) == hash(Condition("f", "==", "ja"))
-    assert MetadataColumns.build([(0, '{"f": "ja"}')], 1).mask(condition).all()
+    assert Kept.build([(0, '{"f": "ja"}')], 1).mask(condition).all()
     assert matches(condition, {"f": Text.JA})
 
 
@@ -198,7 +238,7 @@ def test_members_of_enums_are_their_values() -> None:
 def test_nested_fields(metadata: dict[str, Any], found: bool) -> None:
     condition = Condition("a.b.c", "==", 1)
     assert matches(condition, metadata) is found
-    assert MetadataColumns.build([(0, json.dumps(metadata))], 1).mask(condition).tolist() == [found]
+    assert Kept.build([(0, json.dumps(metadata))], 1).mask(condition).tolist() == [found]
 
 
 def test_dicts_are_parsed() -> None:
@@ -415,7 +455,7 @@ def expected(filter: Filter, documents: list[dict[str, Any] | None]) -> list[boo
     return None if refused else held
 
 
-def check(columns: MetadataColumns, filter: Filter, documents: list[dict[str, Any] | None]) -> None:
+def check(columns: Kept, filter: Filter, documents: list[dict[str, Any] | None]) -> None:
     held = expected(filter, documents)
     if held is None:
         with pytest.raises(InvalidInputError, match="needs"):
@@ -431,7 +471,7 @@ def rows_of(documents: list[dict[str, Any] | None], first: int = 0) -> list[tupl
 @settings(max_examples=400, deadline=None)
 @given(all_metadata(), st.lists(FILTERS, min_size=1, max_size=4))
 def test_masks_are_those_of_a_loop(documents: list[dict[str, Any] | None], filters: list[Filter]) -> None:
-    columns = MetadataColumns.build(rows_of(documents), len(documents))
+    columns = Kept.build(rows_of(documents), len(documents))
     for filter in filters + filters:
         check(columns, filter, documents)
 
@@ -440,7 +480,7 @@ def test_masks_are_those_of_a_loop(documents: list[dict[str, Any] | None], filte
 @given(st.data())
 def test_masks_of_extended_columns_are_those_of_a_loop(data: st.DataObject) -> None:
     documents = data.draw(all_metadata())
-    columns = MetadataColumns.build(rows_of(documents), len(documents))
+    columns = Kept.build(rows_of(documents), len(documents))
     filters = data.draw(st.lists(FILTERS, min_size=1, max_size=3))
     for _ in range(3):
         for filter in filters:
@@ -463,7 +503,7 @@ def test_masks_of_extended_columns_are_those_of_a_loop(data: st.DataObject) -> N
 
 def test_nan_among_numbers_is_in_no_order() -> None:
     stored = [3, NAN, 1, 2.5, NAN, 0, 2]
-    columns = MetadataColumns.build(((i, json.dumps({"n": n})) for i, n in enumerate(stored)), len(stored))
+    columns = Kept.build(((i, json.dumps({"n": n})) for i, n in enumerate(stored)), len(stored))
     for bound in (-1, 0, 1, 1.5, 2.5, 4):
         assert columns.mask(Condition("n", ">", bound)).tolist() == [n > bound for n in stored]
         assert columns.mask(Condition("n", "<=", bound)).tolist() == [n <= bound for n in stored]
@@ -472,7 +512,7 @@ def test_nan_among_numbers_is_in_no_order() -> None:
 
 def test_values_of_rows_no_more_are_not_refused() -> None:
     year = Condition("year", ">", 2000)
-    columns = MetadataColumns.build([(0, '{"year": "2020"}'), (1, '{"year": 2020}')], 2)
+    columns = Kept.build([(0, '{"year": "2020"}'), (1, '{"year": 2020}')], 2)
     with pytest.raises(InvalidInputError, match="Store the field as one type"):
         columns.mask(year)
     assert columns.extended([], 2, dead=[0]).mask(year).tolist() == [False, True]
@@ -480,17 +520,39 @@ def test_values_of_rows_no_more_are_not_refused() -> None:
     assert mended.mask(year).tolist() == [True, True, False, False, False]
 
 
-def test_metadata_of_rows_no_more_are_let_go() -> None:
-    columns = MetadataColumns.build([(0, "{}")], 1)
+def test_values_of_rows_no_more_are_let_go() -> None:
+    columns = Kept.build([(0, "{}")], 1)
     for i in range(3000):
         columns = columns.extended([(0, json.dumps({"i": i}))], 1)
         assert columns.mask(Condition("i", "==", i)).all()
-    assert len(columns._texts) < 1010
+        assert len(columns.columns._columns["i"].places) < 1010
+
+
+def test_metadata_are_read_once_for_each_new_field() -> None:
+    columns = Kept.build(((i, json.dumps({"a": i, "b": 1, "c": {"d": 2}})) for i in range(10)), 10)
+    for filter in ({"a": 1}, {"a": 2}, {"b": 1, "c.d": 2}, {"c.d": {"$gt": 1}, "a": 3}):
+        columns.mask(parse(filter))
+    assert columns.n_read == 2
+    later = columns.extended([(10, '{"a": 1}'), (3, '{"b": 2}')], 11)
+    assert later.mask(parse({"a": 1, "b": {"$exists": False}})).nonzero()[0].tolist() == [10]
+    assert later.mask(parse({"b": 2})).nonzero()[0].tolist() == [3]
+    assert later.n_read == 0
+
+
+def test_columns_used_least_lately_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_COLUMNS", 2)
+    columns = Kept.build([(0, '{"a": 1, "b": 2, "c": 3}')], 1)
+    for filter in ({"a": 1}, {"b": 2}, {"a": {"$lt": 2}}, {"c": 3}, {"a": {"$lt": 3}}):
+        assert columns.mask(parse(filter)).all()
+    assert columns.n_read == 3
+    assert list(columns.columns._columns) == ["c", "a"]
+    assert columns.mask(parse({"a": 1, "b": 2, "c": 3})).all()  # more than are kept
+    assert len(columns.columns._columns) == 2
 
 
 def test_masks_are_shared_and_not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MASKS", 2)
-    columns = MetadataColumns.build([(0, '{"a": 1}'), (1, '{"a": true}')], 2)
+    columns = Kept.build([(0, '{"a": 1}'), (1, '{"a": true}')], 2)
     one, true = Condition("a", "==", 1), Condition("a", "==", True)
     mask = columns.mask(one)
     assert mask.dtype == np.bool_
@@ -500,20 +562,19 @@ def test_masks_are_shared_and_not_writable(monkeypatch: pytest.MonkeyPatch) -> N
     assert columns.mask(Condition("a", "==", 1)) is mask
     columns.mask(AllOf(()))
     assert columns.mask(one) is mask  # used more lately than the other
-    assert len(columns._masks) == 2
+    assert len(columns.columns._masks) == 2
 
 
-def test_many_metadata_are_parsed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PARSED_AT_ONCE", 3)
-    columns = MetadataColumns.build(((i, json.dumps({"i": i, "j": i % 4})) for i in range(20)), 20)
+def test_many_metadata_are_read_in_turns() -> None:
+    columns = Kept.build(((i, json.dumps({"i": i, "j": i % 4})) for i in range(20)), 20)
     assert columns.mask(parse({"i": {"$lt": 10}, "j": 1})).nonzero()[0].tolist() == [1, 5, 9]
-    assert MetadataColumns.build([], 0).mask(parse({"i": 1})).tolist() == []
-    assert MetadataColumns.build([], 2).mask(AllOf(())).tolist() == [False, False]
+    assert Kept.build([], 0).mask(parse({"i": 1})).tolist() == []
+    assert Kept.build([], 2).mask(AllOf(())).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("broken", ["[1]", "", "{", "{},{}", "null"])
 def test_broken_metadata_is_damage(broken: str) -> None:
-    columns = MetadataColumns.build([(0, '{"a": 1}'), (1, broken)], 2)
+    columns = Kept.build([(0, '{"a": 1}'), (1, broken)], 2)
     with pytest.raises(
         IndexCorruptError, match="Of 2 stored metadata, from '{.*not the JSON text of an object"
     ):
@@ -523,13 +584,13 @@ def test_broken_metadata_is_damage(broken: str) -> None:
 def test_rows_must_be_within_range() -> None:
     for rows in ([(2, "{}")], [(-1, "{}")]):
         with pytest.raises(InvalidInputError, match="Rows must be from 0 to 1"):
-            MetadataColumns.build(rows, 2)
-    with pytest.raises(InvalidInputError, match="There are 2 rows already; n_rows is 1"):
-        MetadataColumns.build([], 2).extended([], 1)
+            Kept.build(rows, 2).mask(Condition("a", "==", 1))
+    with pytest.raises(InvalidInputError, match="There are 2 rows already; the later state has 1"):
+        Kept.build([], 2).extended([], 1)
 
 
 def test_many_threads_at_once() -> None:
-    columns = MetadataColumns.build(((i, json.dumps({"a": i, "b": str(i)})) for i in range(2000)), 2000)
+    columns = Kept.build(((i, json.dumps({"a": i, "b": str(i)})) for i in range(2000)), 2000)
     wrong: list[object] = []
 
     def ask(seed: int) -> None:
@@ -578,5 +639,5 @@ def test_flat_filters_agree_with_llama_index(data: st.DataObject) -> None:
     agreed = utils.build_metadata_filter_fn(
         lambda row: documents[int(row)], types.MetadataFilters(filters=theirs, condition=name)
     )
-    columns = MetadataColumns.build(rows_of(list(documents)), len(documents))
+    columns = Kept.build(rows_of(list(documents)), len(documents))
     assert columns.mask(join(tuple(ours))).tolist() == [agreed(str(row)) for row in range(len(documents))]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,10 @@ from jacolbert_rag.index.filters import (
 )
 
 MAX_MASKS = 32  # that are kept, of a byte a row each
-# Metadata that are parsed by one call: twice as fast as one by one, and few are in memory at a time.
-PARSED_AT_ONCE = 4096
+MAX_COLUMNS = 32  # that are kept, of four bytes a row each and the distinct values; an add goes through all
+
+# Rows, and the metadata of each as the JSON text of an object; some thousands at a time.
+Read: TypeAlias = Iterable[tuple[Sequence[int], Sequence[str]]]
 
 
 class _Column:
@@ -47,7 +49,7 @@ class _Column:
 
     Attributes:
         places: value -> its code, counted from 0 in this order.
-        codes: (n_texts,) int32 code of the value in each metadata, -1 where it is missing.
+        codes: (n_rows,) int32 code of each row's value, -1 where it is missing and for dead rows.
     """
 
     def __init__(self, places: dict[Frozen, int], codes: IdArray) -> None:
@@ -89,135 +91,137 @@ class _Column:
         return hits
 
 
-class MetadataColumns:
-    """The metadata of many documents, kept so that a filter costs about a millisecond.
+class Stored(Protocol):
+    """The documents of one committed state."""
 
-    Each distinct metadata is kept once, as text. The first filter on a field parses them all and keeps the
-    field's distinct values, so that an operator is evaluated once for each. Safe to use from many threads.
+    def metadata(self) -> Read:
+        """Rows and metadata of all live documents."""
+
+
+class MetadataColumns:
+    """The metadata of one state's documents, kept so that a filter costs about a millisecond.
+
+    The first filter on a field reads all metadata and keeps the field's distinct values, so that an operator
+    is evaluated once for each. Metadata themselves are not kept: as text they take more room than all else
+    that is in memory of an index. Safe to use from many threads.
     """
 
-    def __init__(self, texts: dict[str, int], text_of: IdArray, columns: dict[str, _Column]) -> None:
-        """See `build`.
+    def __init__(self, live: BoolArray, columns: Mapping[str, _Column] | None = None) -> None:
+        """Nothing is read yet.
 
         Args:
-            texts: distinct JSON texts -> their number, counted from 0 in this order.
-            text_of: (n_rows,) number of each row's text, -1 for a dead row.
-            columns: by field, over these texts.
+            live: (n_rows,) rows that are alive; no filter holds for the others.
+            columns: by field, over these rows.
         """
-        self._texts = texts
-        self._text_of = text_of
-        self._columns = columns
+        self._live = live
+        self._columns = OrderedDict(columns or {})  # the least lately used first
         self._masks: OrderedDict[Filter, BoolArray] = OrderedDict()
         self._lock = Lock()
 
-    @classmethod
-    def build(cls, rows: Iterable[tuple[int, str]], n_rows: int) -> MetadataColumns:
-        """Of these rows.
+    def extended(self, changed: Read, live: BoolArray) -> MetadataColumns:
+        """The columns of a later state, as a new object; what is known of older rows is kept.
 
         Args:
-            rows: row number, and the metadata as the JSON text of an object. Other rows are dead: no
-                filter holds for them.
-            n_rows: of all, dead ones too.
+            changed: rows and metadata of the documents that are new or say something else.
+            live: of the later state; not fewer rows than there are.
 
         Raises:
-            InvalidInputError: a row number is not within n_rows.
+            InvalidInputError: there are more rows already, or a row is not one of the later state.
         """
-        return cls({}, np.zeros(0, dtype=np.int32), {}).extended(rows, n_rows)
-
-    def extended(
-        self, rows: Iterable[tuple[int, str]], n_rows: int, *, dead: Iterable[int] = ()
-    ) -> MetadataColumns:
-        """This and more rows, as a new object; what is known of the old ones is kept.
-
-        Args:
-            rows: as `build` takes them; one that is there gets other metadata.
-            n_rows: of all; not fewer than there are.
-            dead: rows for which no filter shall hold from now on.
-
-        Raises:
-            InvalidInputError: there are more rows already, or a row number is not within n_rows.
-        """
-        if n_rows < len(self._text_of):
-            raise InvalidInputError(f"There are {len(self._text_of)} rows already; n_rows is {n_rows}.")
+        if len(live) < len(self._live):
+            raise InvalidInputError(
+                f"There are {len(self._live)} rows already; the later state has {len(live)}."
+            )
         with self._lock:
             columns = dict(self._columns)
-        texts = dict(self._texts)
-        found = [(row, texts.setdefault(text, len(texts))) for row, text in rows]
-        changes = np.array([(row, -1) for row in dead] + found, dtype=np.int64).reshape(-1, 2)
-        if len(changes) and (changes[:, 0].min() < 0 or changes[:, 0].max() >= n_rows):
-            raise InvalidInputError(
-                f"Rows must be from 0 to {n_rows - 1}, not {changes[:, 0].min()} to {changes[:, 0].max()}."
-            )
-        text_of = np.full(n_rows, -1, dtype=np.int32)
-        text_of[: len(self._text_of)] = self._text_of
-        text_of[changes[:, 0]] = changes[:, 1]
-        if len(texts) > 2 * np.count_nonzero(text_of >= 0) + 1000:
-            # Most belong to no row any more: begin anew rather than grow with every change.
-            kept, live = list(texts), np.flatnonzero(text_of >= 0).tolist()
-            return self.build(((row, kept[text_of[row]]) for row in live), n_rows)
-        return MetadataColumns(texts, text_of, _read(texts, columns))
+        read = _read(changed, columns, len(live))
+        # Where most values belong to no row any more, the field is read again rather than grows for ever.
+        bound = 2 * np.count_nonzero(live) + 1000
+        return MetadataColumns(
+            live, {field: each for field, each in read.items() if len(each.places) <= bound}
+        )
 
-    def mask(self, filter: Filter) -> BoolArray:
+    def mask(self, filter: Filter, stored: Stored) -> BoolArray:
         """(n_rows,) whether the filter holds for each row; shared, so not to be written.
 
+        Args:
+            filter: that is asked.
+            stored: the documents of the state that the columns are of; read where a field is new.
+
         Raises:
-            InvalidInputError: a row that is not dead has a value of a type that a condition refuses.
+            InvalidInputError: a live row has a value of a type that a condition refuses.
+            IndexCorruptError: stored metadata are no JSON.
         """
         require_filter(filter)
         with self._lock:
             if (mask := self._masks.get(filter)) is None:
-                fields = set(fields_of(filter)) - set(self._columns)
-                nothing = _Column({}, np.zeros(0, dtype=np.int32))
-                self._columns |= _read(self._texts, dict.fromkeys(fields, nothing))
-                mask = np.append(self._evaluated(filter), False)[self._text_of]  # dead rows take the last
+                self._know(set(fields_of(filter)), stored)
+                mask = self._evaluated(filter) & self._live
                 mask.setflags(write=False)
                 self._masks[filter] = mask
-                if len(self._masks) > MAX_MASKS:
-                    self._masks.popitem(last=False)
+                _trim(self._masks, MAX_MASKS)
+                _trim(self._columns, MAX_COLUMNS)
             self._masks.move_to_end(filter)
             return mask
 
-    @cached_property
-    def _is_live(self) -> BoolArray:
-        """(n_texts,) whether a row has this text."""
-        live = np.zeros(len(self._texts) + 1, dtype=np.bool_)
-        live[self._text_of] = True
-        return live[:-1]
+    def _know(self, fields: set[str], stored: Stored) -> None:
+        """Have the columns of these fields, as the ones used last."""
+        nothing = _Column({}, np.zeros(0, dtype=np.int32))
+        if new := fields - self._columns.keys():
+            self._columns |= _read(stored.metadata(), dict.fromkeys(new, nothing), len(self._live))
+        for field in fields:
+            self._columns.move_to_end(field)
 
     def _evaluated(self, filter: Filter) -> BoolArray:
-        """(n_texts,) whether a filter holds."""
+        """(n_rows,) whether a filter holds; of dead rows anything."""
         if not isinstance(filter, Condition):
             join = np.logical_and if isinstance(filter, AllOf) else np.logical_or
-            held: BoolArray = np.full(len(self._texts), isinstance(filter, AllOf))
+            held: BoolArray = np.full(len(self._live), isinstance(filter, AllOf))
             for part in filter.parts:
                 join(held, self._evaluated(part), out=held)
             return ~held if isinstance(filter, NoneOf) else held
         column = self._columns[filter.field]
         kinds = fitting(filter)
         wrong = np.array([kind not in kinds for kind in KIND_NAMES])[column.kinds]
-        if wrong.any() and (refused := np.flatnonzero(wrong[column.codes] & self._is_live)).size:
+        if wrong.any() and (refused := np.flatnonzero(wrong[column.codes] & self._live)).size:
             raise refused_by(filter, next(islice(column.places, int(column.codes[refused[0]]), None)))
         return column.hits(filter)[column.codes]
 
 
-def _read(texts: Iterable[str], columns: Mapping[str, _Column]) -> dict[str, _Column]:
-    """Columns over all texts, from columns over the same first of them."""
+def _trim(kept: OrderedDict[Any, Any], n: int) -> None:
+    while len(kept) > n:
+        kept.popitem(last=False)
+
+
+def _read(read: Read, columns: Mapping[str, _Column], n_rows: int) -> dict[str, _Column]:
+    """Columns over n_rows, from columns over the first of them and what is read of others."""
+    if not columns:
+        return {}
     known = {field: dict(column.places) for field, column in columns.items()}
-    found: dict[str, list[int]] = {field: [] for field in columns}
-    left = islice(texts, max((len(column.codes) for column in columns.values()), default=0), None)
-    while some := list(islice(left, PARSED_AT_ONCE if columns else 0)):
-        parsed = _parsed(some)
-        for field, places in known.items():
-            for metadata in parsed:
-                value = metadata[field] if field in metadata else find(metadata, field)
-                if type(value) is not str and value is not MISSING:  # most are text, and need no call
-                    value = freeze(value, field, allow_nan=True)
-                code = -1 if value is MISSING else places.setdefault(value, len(places))
-                found[field].append(code)
-    return {
-        field: _Column(known[field], np.append(column.codes, np.array(found[field], dtype=np.int32)))
-        for field, column in columns.items()
-    }
+    codes = {field: np.full(n_rows, -1, dtype=np.int32) for field in columns}
+    for field, column in columns.items():
+        codes[field][: len(column.codes)] = column.codes
+    for rows, texts in read:
+        if min(rows) < 0 or max(rows) >= n_rows:
+            raise InvalidInputError(f"Rows must be from 0 to {n_rows - 1}, not {min(rows)} to {max(rows)}.")
+        places: dict[str, int] = {}
+        which = np.array([places.setdefault(text, len(places)) for text in texts])
+        parsed = _parsed(list(places))  # each text once: those of a file's chunks are the same
+        at = np.array(rows)
+        for field, values in known.items():
+            codes[field][at] = np.array(_codes(parsed, field, values), dtype=np.int32)[which]
+    return {field: _Column(known[field], codes[field]) for field in columns}
+
+
+def _codes(parsed: Sequence[Mapping[str, Any]], field: str, places: dict[Frozen, int]) -> list[int]:
+    """The code of a field's value in each metadata; new values take their place."""
+    codes = []
+    for metadata in parsed:
+        value = metadata[field] if field in metadata else find(metadata, field)
+        if type(value) is not str and value is not MISSING:  # most are text, and need no call
+            value = freeze(value, field, allow_nan=True)
+        codes.append(-1 if value is MISSING else places.setdefault(value, len(places)))
+    return codes
 
 
 def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import (
     isasyncgen,
@@ -43,30 +43,33 @@ class Columns:
 
     Attributes:
         generation: of the state.
-        restated: the generation that changed what rows that were there before say.
+        write: the name of the write that made it; a number comes again where a database is put back to a
+            former state and written anew, a name does not.
         n_rows: of the state.
         columns: None until a filter is asked for.
     """
 
     generation: int = -1
-    restated: int = -1
+    write: str | None = None
     n_rows: int = 0
     columns: MetadataColumns | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, snapshot: Snapshot, sql: sqlite3.Connection) -> MetadataColumns:
-        """The columns of a state; made of those of an earlier one where rows have only been added."""
-        restated = int(database.read_state(sql).get("restated", 0))
+        """The columns of a state; of an earlier one's where it is known what was written since."""
+        write = database.last_write(sql)
         with self.lock:
-            known = self.columns
-            if snapshot.generation < self.generation:  # an old state that somebody still looks at
-                return MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
-            if known is None or restated != self.restated or snapshot.n_rows < self.n_rows:
-                known = MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
-            elif snapshot.generation > self.generation:
-                added, dead = database.metadata(sql, self.n_rows), np.flatnonzero(~snapshot.live)
-                known = known.extended(added, snapshot.n_rows, dead=dead.tolist())
-            self.generation, self.restated, self.n_rows = snapshot.generation, restated, snapshot.n_rows
+            if (self.generation, self.write) == (snapshot.generation, write) and self.columns is not None:
+                return self.columns
+            restated = database.restated_since(sql, self.write) if self.columns is not None else None
+            if restated is not None and self.columns is not None:
+                rows = database.metadata(sql, self.n_rows, also=restated)
+                known = self.columns.extended(rows, snapshot.live)
+            else:
+                known = MetadataColumns(snapshot.live)
+                if snapshot.generation < self.generation:  # an old state that somebody still looks at
+                    return known
+            self.generation, self.write, self.n_rows = snapshot.generation, write, snapshot.n_rows
             self.columns = known
             return known
 
@@ -108,6 +111,10 @@ class View:
         """The documents of these rows, in the order given; rows that have died are passed over."""
         return database.read(self.sql, rows)
 
+    def metadata(self) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+        """Rows and metadata, as JSON, of all documents, some thousands at a time."""
+        return database.metadata(self.sql)
+
     def lexicon(self) -> Lexicon:
         """Full-text search; where word lists are missing and cannot be written, they are made for now."""
         made = self.snapshot.made
@@ -121,7 +128,7 @@ class View:
         return made.lexicon
 
     def allowed(self, filter: Filter | Callable[[Document], bool]) -> BoolArray:
-        """(n_rows,) which live rows a filter lets through.
+        """(n_rows,) which live rows a filter lets through; shared, so not to be written.
 
         Args:
             filter: conditions on metadata; or a function of a document, which is asked of every one.
@@ -132,7 +139,7 @@ class View:
         """
         live = self.snapshot.live
         if not callable(filter):
-            return live & self.kept.of(self.snapshot, self.sql).mask(filter)
+            return self.kept.of(self.snapshot, self.sql).mask(filter, self)
         allowed = np.zeros_like(live)
         rows = np.flatnonzero(live)
         for start in range(0, len(rows), READ_DOCUMENTS):

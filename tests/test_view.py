@@ -1,0 +1,173 @@
+"""jacolbert_rag.index.view: metadata in columns, which follow what is written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jacolbert_rag import Document, TokenEmbeddings
+from jacolbert_rag.index import database
+from jacolbert_rag.index.filters import Condition, Filter
+from jacolbert_rag.index.index import Index
+from tests import model_index
+
+SECRET = Condition("秘", "==", False)
+
+
+def add(index: Index, *documents: Document) -> None:
+    flat = np.ones((len(documents), model_index.DIM), dtype=np.float32) / 4
+    index.append(documents, TokenEmbeddings(flat, np.arange(len(documents) + 1, dtype=np.int64)))
+
+
+def found(index: Index, filter: Filter = SECRET) -> list[str]:
+    return index.read(lambda view: view.ids(view.allowed(filter)))
+
+
+def document(id: str, secret: bool, **metadata: Any) -> Document:
+    return Document(id, "湖である。", {"秘": secret, **metadata})
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    index = model_index.create(tmp_path / "i", durable=False)
+    add(index, document("文1", False), document("文2", True))
+    yield index
+    assert index.verify() == []
+    index.close()
+
+
+class Reads:
+    """Rows whose metadata are read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        real = database.metadata
+
+        def metadata(*given: Any, **named: Any) -> Iterable[tuple[Sequence[int], Sequence[str]]]:
+            for rows, texts in real(*given, **named):
+                self.rows += rows
+                yield rows, texts
+
+        monkeypatch.setattr(database, "metadata", metadata)
+
+    def taken(self) -> list[int]:
+        rows, self.rows = self.rows, []
+        return rows
+
+
+def copy(source: Path, target: Path) -> None:
+    """By SQLite's own means, as backups are made and put back."""
+    with closing(sqlite3.connect(source)) as here, closing(sqlite3.connect(target)) as there:
+        here.backup(there)
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen", "unseen"])
+@pytest.mark.parametrize("by_another", [False, True], ids=["mine", "another"])
+def test_a_filter_after_a_database_was_put_back(
+    index: Index, tmp_path: Path, by_another: bool, is_seen: bool
+) -> None:
+    copy(index.folder / "index.sqlite", tmp_path / "backup")
+    number = index.read(lambda view: view.snapshot.generation)
+    index.amend(restate=[document("文2", False)])
+    index.amend(restate=[document("文1", True)])
+    assert found(index) == ["文2"]
+    copy(tmp_path / "backup", index.folder / "index.sqlite")
+    if is_seen:
+        assert found(index) == ["文1"]
+    # The numbers of the history that was undone come again.
+    with closing(Index.open(index.folder)) as other:
+        writer = other if by_another else index
+        writer.amend(delete=lambda _: ["文1"])
+        if is_seen:
+            assert found(index) == []
+        add(writer, document("文3", True), document("文4", False))
+        assert index.read(lambda view: view.snapshot.generation) == number + 2
+    assert found(index) == ["文4"]
+    assert index.read(lambda view: int(view.snapshot.live.sum())) == 3
+    add(index, document("文5", False))
+    assert found(index) == ["文4", "文5"]
+
+
+def test_only_what_was_written_is_read(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch)
+    assert found(index) == ["文1"]
+    assert reads.taken() == [0, 1]
+    assert found(index, Condition("秘", "==", True)) == ["文2"]
+    assert reads.taken() == []
+    add(index, document("文3", False))
+    index.amend(restate=[document("文2", False)])
+    assert found(index) == ["文1", "文2", "文3"]
+    assert reads.taken() == [1, 2]
+    index.amend(restate=[document("文1", True)])
+    index.amend(restate=[document("文2", True)], delete=lambda _: ["文3"])
+    index.update_candidates(anew=True)
+    assert found(index) == []
+    assert sorted(reads.taken()) == [0, 1]
+    add(index, document("文1", False))
+    assert found(index) == ["文1"]
+    assert reads.taken() == [3]
+    index.compact()
+    assert found(index) == ["文1"]
+    assert reads.taken() == [0, 1]
+
+
+def test_what_another_process_has_written_is_read(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(index) == ["文1"]
+    with closing(Index.open(index.folder)) as other:
+        other.amend(restate=[document("文2", False)])
+        add(other, document("文3", True))
+    reads = Reads(monkeypatch)
+    assert found(index) == ["文1", "文2"]
+    assert reads.taken() == [1, 2]
+
+
+@pytest.mark.parametrize("limit", ["MAX_CHANGES", "MAX_RESTATED"])
+def test_what_was_written_long_ago_is_forgotten(
+    index: Index, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(database, limit, 2)
+    assert found(index) == ["文1"]
+    for i in range(4):
+        index.amend(restate=[document("文1", bool(i % 2)), document("文2", False, 版=i)])
+        assert len(index.read(lambda view: view.state()["changes"])) <= 2
+    assert found(index) == ["文2"]
+    index.amend(restate=[document("文1", False), document("文2", True)])
+    assert found(index) == ["文1"]
+
+
+def test_an_old_state_has_columns_of_its_own(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    with index.reading() as old:
+        index.amend(restate=[document("文2", False)])
+        assert found(index) == ["文1", "文2"]
+        reads = Reads(monkeypatch)
+        assert old.ids(old.allowed(SECRET)) == ["文1"]
+        reads.taken()
+        assert found(index) == ["文1", "文2"]  # those of the newest are still there
+        assert reads.taken() == []
+
+
+def test_a_copy_over_an_index_changes_its_columns(index: Index, tmp_path: Path) -> None:
+    index.copy_to(tmp_path / "copy")
+    with closing(Index.open(tmp_path / "copy")) as copy:
+        assert found(copy) == ["文1"]
+        index.amend(restate=[document("文1", True), document("文2", False)])
+        index.copy_to(tmp_path / "copy")
+        assert found(copy) == ["文2"]
+
+
+def test_an_index_that_tells_no_writes(index: Index) -> None:
+    # Of an earlier version: everything is read, once.
+    with closing(sqlite3.connect(index.folder / "index.sqlite")) as sql:
+        sql.execute("DELETE FROM state WHERE key IN ('write', 'changes')")
+        sql.commit()
+    with closing(Index.open(index.folder)) as again:
+        assert found(again) == ["文1"]
+        assert again._columns.columns is again.read(lambda view: view.kept.of(view.snapshot, view.sql))
+        again.amend(restate=[document("文2", False)])
+        assert found(again) == ["文1", "文2"]
