@@ -66,8 +66,11 @@ def holds(op: Any, value: Any, stored: Any = ...) -> bool:
     metadata = {} if stored is ... else {"f": stored}
     condition = Condition("f", op, value)
     held = matches(condition, metadata)
-    columns = Kept.build([(1, json.dumps(metadata))], 3)
-    assert columns.mask(condition).tolist() == [False, held, False]
+    # Documents of which equality can be asked: a field that is of other types only is refused.
+    fitting = {"==": [value], "!=": [value], "in": value, "nin": value}.get(op, [])
+    rows = [json.dumps(metadata), *(json.dumps({"f": v}) for v in fitting)]
+    mask = Kept.build(enumerate(rows, 1), len(rows) + 2).mask(condition).tolist()
+    assert mask == [False, held, *[op in ("==", "in")] * len(fitting), False]
     return held
 
 
@@ -150,6 +153,65 @@ def test_stored_values_of_another_type_are_refused(op: Any, value: Any, stored: 
             matches(filter, {"year": stored})
         with pytest.raises(InvalidInputError, match="Field 'year'.*" + kinds):
             columns.mask(filter)
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "stored", "says"),
+    [
+        (
+            "==",
+            "2022",
+            [2022, None, 2021.5],
+            "of type number, such as 2022, but .* year == '2022' needs text",
+        ),
+        ("!=", "2022", [2022], "needs text"),
+        (
+            "==",
+            2022,
+            ["2022", None],
+            'of type text, such as "2022".*needs number.*Store the field as one type',
+        ),
+        ("==", 1, [True, False], "of type bool.*needs number"),
+        ("==", True, [1, 0], "of type number.*needs bool"),
+        ("==", "経費", [["経費", "旅費"], None], r'such as \["経費", "旅費"\].*needs text. \$contains asks'),
+        ("in", ["経費", 1], [["経費"], []], r"needs number or text. \$contains asks.* \$any whether"),
+        ("nin", ["a", None], [[1], {"a": 1}], "needs text"),
+        ("in", [None, "2022"], [2022], "needs text"),
+        ("==", ["a"], ["a", 1], "of type text.*needs list"),
+        ("==", {"a": 1}, ["a"], "needs object"),
+    ],
+)
+def test_equality_with_a_type_that_no_document_has_is_refused(
+    op: Any, value: Any, stored: list[Any], says: str
+) -> None:
+    condition = Condition("year", op, value)
+    fits = next(v for v in (value if op in ("in", "nin") else [value]) if v is not None)
+    rows = [json.dumps({"year": each}) for each in stored]
+    columns = Kept.build(enumerate([*rows, "{}", json.dumps({"year": fits})]), len(rows) + 2)
+    held = [matches(condition, json.loads(row)) for row in rows]  # of one document nothing is refused
+    assert columns.mask(condition).tolist()[: len(rows)] == held
+    without = columns.extended([], len(rows) + 2, dead=[len(rows) + 1])
+    for filter in (condition, AnyOf((AllOf(()), condition)), NoneOf((condition,))):
+        with pytest.raises(InvalidInputError, match="Field 'year' of a document is .*" + says):
+            without.mask(filter)
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "stored"),
+    [
+        ("==", None, [1, 2]),
+        ("!=", None, [1, 2]),
+        ("in", [], ["a"]),
+        ("nin", [None], [["a"]]),
+        ("==", "a", [None, None]),
+        ("==", "a", []),
+        ("in", [1, "b"], ["a"]),
+    ],
+)
+def test_equality_that_may_be_asked(op: Any, value: Any, stored: list[Any]) -> None:
+    columns = Kept.build(((i, json.dumps({"f": each})) for i, each in enumerate(stored)), len(stored))
+    mask = columns.mask(Condition("f", op, value)).tolist()
+    assert mask == [matches(Condition("f", op, value), {"f": each}) for each in stored]
 
 
 @pytest.mark.parametrize(
@@ -381,6 +443,23 @@ def naive(filter: Filter, metadata: dict[str, Any]) -> bool:
     return value in stored if op == "text_match" else value.casefold() in stored.casefold()
 
 
+def kind(value: Any) -> str:
+    return "number" if is_number(value) else type(value).__name__.replace("tuple", "list")
+
+
+def is_hopeless(filter: Filter, documents: list[dict[str, Any] | None]) -> bool:
+    """Whether some part asks for equality with types that the field has in no document, but has others."""
+    if not isinstance(filter, Condition):
+        return any(is_hopeless(part, documents) for part in filter.parts)
+    if filter.op not in ("==", "!=", "in", "nin"):
+        return False
+    values = [filter.value] if filter.op in ("==", "!=") else filter.value
+    stored = [look_up(metadata, filter.field) for metadata in documents if metadata is not None]
+    wanted = {kind(value) for value in values if value is not None}
+    there = {kind(value) for value in stored if value is not None and value is not ...}
+    return bool(wanted and there and not wanted & there)
+
+
 FIELDS = ["a", "b", "a.b", "東京", "a.東京.b"]
 TEXTS = st.sampled_from(
     ["", "a", "A", "Ａ", "b", "東京", "東京都", "ﾄｳｷｮｳ", "2020", "ß", "\ud800"]
@@ -438,9 +517,11 @@ FILTERS = st.recursive(
 
 
 def expected(filter: Filter, documents: list[dict[str, Any] | None]) -> list[bool] | None:
-    """What a mask must be, or None where it must be refused; `matches` is held to the same."""
+    """What a mask must be, or None where it must be refused; `matches` is held to the same but for equality
+    with types that no document has, of which one document cannot tell.
+    """
     held: list[bool] = []
-    refused = False
+    refused = is_hopeless(filter, documents)
     for metadata in documents:
         if metadata is None:
             held.append(False)

@@ -18,6 +18,7 @@ from jacolbert_rag.datatypes import BoolArray, IdArray, IntArray
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
 from jacolbert_rag.index.filters import (
     COMPARE,
+    EQUALITY,
     KIND_NAMES,
     KINDS,
     MISSING,
@@ -26,6 +27,7 @@ from jacolbert_rag.index.filters import (
     Filter,
     Frozen,
     NoneOf,
+    equal_kinds,
     fields_of,
     find,
     fitting,
@@ -82,7 +84,7 @@ class _Column:
             values, codes = self.rising[KINDS[type(value)]]
             first = (bisect_left if op in (">=", "<") else bisect_right)(values, value)
             hits[codes[first:] if op in (">", ">=") else codes[:first]] = True
-        elif op in ("==", "!=", "in", "nin"):
+        elif op in EQUALITY:
             hits[[self.places[wanted] for wanted in wanted_by(condition) if wanted in self.places]] = True
             hits = hits if op in ("==", "in") else ~hits
         else:
@@ -149,7 +151,8 @@ class MetadataColumns:
             stored: the documents of the state that the columns are of; read where a field is new.
 
         Raises:
-            InvalidInputError: a live row has a value of a type that a condition refuses.
+            InvalidInputError: a live row has a value of a type that a condition refuses, or none has one of a
+                type that could equal what it is compared with.
             IndexCorruptError: stored metadata are no JSON.
         """
         require_filter(filter)
@@ -181,11 +184,22 @@ class MetadataColumns:
                 join(held, self._evaluated(part), out=held)
             return ~held if isinstance(filter, NoneOf) else held
         column = self._columns[filter.field]
-        kinds = fitting(filter)
-        wrong = np.array([kind not in kinds for kind in KIND_NAMES])[column.kinds]
-        if wrong.any() and (refused := np.flatnonzero(wrong[column.codes] & self._live)).size:
-            raise refused_by(filter, next(islice(column.places, int(column.codes[refused[0]]), None)))
+        self._require_askable(filter, column)
         return column.hits(filter)[column.codes]
+
+    def _require_askable(self, condition: Condition, column: _Column) -> None:
+        """Refuse a condition where a live row has a value that it refuses; equality where none fits."""
+        kinds = equal_kinds(condition) or fitting(condition)
+        wrong = np.array([kind not in kinds and kind != "null" for kind in KIND_NAMES])[column.kinds]
+        if not wrong.any():
+            return
+        refused = np.flatnonzero(wrong[column.codes] & self._live)
+        if condition.op in EQUALITY and refused.size:
+            fits = ~wrong & (column.kinds != KIND_NAMES.index("null"))
+            if (fits[column.codes] & self._live).any():
+                return
+        if refused.size:
+            raise refused_by(condition, next(islice(column.places, int(column.codes[refused[0]]), None)))
 
 
 def _trim(kept: OrderedDict[Any, Any], n: int) -> None:

@@ -22,6 +22,11 @@ Ordering refuses stored values of a type other than the condition's, `any` and `
 refused is an error and no mismatch, wherever in a filter the condition stands, and whatever its other parts
 say: years that a few documents store as text would be lost in silence.
 
+`==`, `!=`, `in` and `nin` may be asked of fields of several types. But where all documents are asked at once
+(`columns`), they refuse a field of which no stored value, null aside, is of the type of any that they compare
+with: year == "2022" can hold for none of the years that are numbers, nor tags == "a" for lists. One document
+cannot tell, and just does not match.
+
 The field "a.b" is the key "a.b" or else, where there is none, the key "b" of the object "a".
 """
 
@@ -60,6 +65,7 @@ KIND_NAMES = list(dict.fromkeys(KINDS.values()))
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le
 }  # fmt: skip
+EQUALITY = ("==", "!=", "in", "nin")
 # What an operator compares with; the others with any JSON.
 _TAKES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(COMPARE, ("number", "text")),
@@ -273,6 +279,13 @@ def fitting(condition: Condition) -> set[str]:
     return {"null", "text"} if op in ("text_match", "text_match_insensitive") else set(KIND_NAMES)
 
 
+def equal_kinds(condition: Condition) -> set[str]:
+    """Types of what equality compares with, null aside; of other operators none."""
+    if condition.op not in EQUALITY:
+        return set()
+    return {KINDS[type(value)] for value in wanted_by(condition)} - {"null"}
+
+
 def wanted_by(condition: Condition) -> tuple[Frozen, ...]:
     """The values of which a stored one equals one, or has some."""
     value = condition.frozen
@@ -332,10 +345,14 @@ def _unknown(what: str, found: object, known: Sequence[str]) -> str:
 
 def refused_by(condition: Condition, stored: Frozen) -> InvalidInputError:
     """The error for a stored value of a type that a condition refuses."""
-    expected = " or ".join(kind for kind in KIND_NAMES if kind in fitting(condition) - {"null"})
+    kinds = equal_kinds(condition) or fitting(condition) - {"null"}
+    expected = " or ".join(kind for kind in KIND_NAMES if kind in kinds)
     example = json.dumps(_thaw(stored), ensure_ascii=False)
+    mend = "Store the field as one type in all documents, or change the condition."
+    if condition.op in EQUALITY and isinstance(stored, tuple):
+        mend = "$contains asks whether a list has a value, $any whether it has one of several."
     return InvalidInputError(
         f"Field {condition.field!r} of a document is of type {KINDS[type(stored)]}, such as "
         f"{example[:80]}, but the condition {condition.field} {condition.op} {condition.value!r} needs "
-        f"{expected}. Store the field as one type in all documents, or change the condition."
+        f"{expected}. {mend}"
     )
