@@ -18,7 +18,7 @@ from jacolbert_rag.datatypes import BoolArray
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
 from jacolbert_rag.index import columns as module
 from jacolbert_rag.index.columns import MetadataColumns, Read
-from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf, Operator, matches, parse
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, Ids, NoneOf, Operator, matches, parse
 
 NAN = float("nan")
 
@@ -48,6 +48,9 @@ class Kept:
 
     def mask(self, filter: Filter) -> BoolArray:
         return self.columns.mask(filter, self)
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        return {id: int(id[1:]) for id in ids if id[:1] == "文" and int(id[1:]) in self.texts}
 
     def metadata(self) -> Read:
         self.n_read += 1
@@ -271,6 +274,29 @@ def test_conditions_are_values() -> None:
     assert AllOf((condition,)) != AnyOf((condition,))
 
 
+def test_ids() -> None:
+    ids = Ids(["文1", "文3", "他"])  # type: ignore[arg-type]
+    assert ids == Ids(frozenset({"他", "文3", "文1"}))
+    assert hash(ids) == hash(Ids(frozenset({"他", "文3", "文1"})))
+    columns = Kept.build(((i, json.dumps({"a": i})) for i in range(5)), 6)
+    assert columns.mask(ids).nonzero()[0].tolist() == [1, 3]
+    assert columns.mask(NoneOf((ids,))).nonzero()[0].tolist() == [0, 2, 4]
+    assert columns.n_read == 0
+    assert columns.mask(AllOf((ids, Condition("a", ">", 1)))).nonzero()[0].tolist() == [3]
+    assert columns.mask(AnyOf((Ids(frozenset()), Condition("a", "<", 1)))).nonzero()[0].tolist() == [0]
+    assert columns.extended([], 6, dead=[3]).mask(ids).nonzero()[0].tolist() == [1]
+    assert matches(ids, {}, id="文1")
+    assert not matches(AllOf((ids, Condition("a", "exists", True))), {"a": 1}, id="文2")
+    with pytest.raises(InvalidInputError, match="has Ids, but no id is given"):
+        matches(NoneOf((ids,)), {})
+    with pytest.raises(InvalidInputError, match="needs a set of ids.*not '文1'"):
+        Ids("文1")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="needs a set of ids.*not 1"):
+        Ids(1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="must be a str, not 1"):
+        Ids(frozenset({1}))  # type: ignore[arg-type]
+
+
 def test_members_of_enums_are_their_values() -> None:
     class Text(StrEnum):
         EQUAL = "=="
@@ -401,9 +427,11 @@ def look_up(metadata: Any, field: str) -> Any:
     return look_up(metadata.get(head), rest)
 
 
-def naive(filter: Filter, metadata: dict[str, Any]) -> bool:
+def naive(filter: Filter, metadata: dict[str, Any], id: str) -> bool:
+    if isinstance(filter, Ids):
+        return any(id == each for each in filter.ids)
     if not isinstance(filter, Condition):
-        held = [naive(part, metadata) for part in filter.parts]
+        held = [naive(part, metadata, id) for part in filter.parts]
         n = len([x for x in held if x])
         return {AllOf: n == len(held), AnyOf: n > 0, NoneOf: n == 0}[type(filter)]
     op, value, stored = filter.op, filter.value, look_up(metadata, filter.field)
@@ -449,6 +477,8 @@ def kind(value: Any) -> str:
 
 def is_hopeless(filter: Filter, documents: list[dict[str, Any] | None]) -> bool:
     """Whether some part asks for equality with types that the field has in no document, but has others."""
+    if isinstance(filter, Ids):
+        return False
     if not isinstance(filter, Condition):
         return any(is_hopeless(part, documents) for part in filter.parts)
     if filter.op not in ("==", "!=", "in", "nin"):
@@ -505,8 +535,9 @@ def conditions(draw: st.DrawFn) -> Condition:
     return Condition(draw(st.sampled_from(FIELDS)), op, value)
 
 
+IDS = st.frozensets(st.integers(0, 12).map("文{}".format), max_size=4).map(Ids)
 FILTERS = st.recursive(
-    conditions(),
+    conditions() | conditions() | IDS,
     lambda part: st.builds(
         lambda join, parts: join(tuple(parts)),
         st.sampled_from([AllOf, AnyOf, NoneOf]),
@@ -522,17 +553,17 @@ def expected(filter: Filter, documents: list[dict[str, Any] | None]) -> list[boo
     """
     held: list[bool] = []
     refused = is_hopeless(filter, documents)
-    for metadata in documents:
+    for row, metadata in enumerate(documents):
         if metadata is None:
             held.append(False)
             continue
         try:
-            held.append(naive(filter, metadata))
-            assert matches(filter, metadata) is held[-1]
+            held.append(naive(filter, metadata, f"文{row}"))
+            assert matches(filter, metadata, id=f"文{row}") is held[-1]
         except Refused:
             refused = True
             with pytest.raises(InvalidInputError):
-                matches(filter, metadata)
+                matches(filter, metadata, id=f"文{row}")
     return None if refused else held
 
 

@@ -25,7 +25,7 @@ from jacolbert_rag import (
 )
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
-from jacolbert_rag.index.filters import AllOf, Condition, Filter, NoneOf, matches, parse
+from jacolbert_rag.index.filters import AllOf, Condition, Filter, Ids, NoneOf, matches, parse
 from jacolbert_rag.index.fusion import fuse
 from tests.conftest import SENTENCES
 
@@ -384,6 +384,18 @@ def test_pooled_documents_know_their_tokens(tiny_model: Path) -> None:
     assert len(hits) == 9
     assert pooled.search("日本の町", 9, mode="hybrid", highlight=True)[0].highlight is not None
     assert all(hit.highlight is not None and hit.highlight.text == hit.text for hit in hits)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_filters_by_id(filled: JaColBERTRetriever, mode: SearchMode) -> None:
+    given = AllOf((Ids(frozenset({"文1", "文2", "文4", "無い"})), Condition("種", "==", "偶数")))
+    by_function = filled.search("町", 50, mode=mode, filter=lambda document: document.id in ("文2", "文4"))
+    assert filled.search("町", 50, mode=mode, filter=given) == by_function
+    assert [document.id for document in filled.documents(given)] == ["文2", "文4"]
+    filled.delete(["文2"])
+    filled.compact()
+    assert [document.id for document in filled.documents(given)] == ["文4"]
+    assert filled.search("町", 50, mode=mode, filter=Ids(frozenset())) == []
 
 
 def test_nested_filters_of_conditions(filled: JaColBERTRetriever) -> None:

@@ -26,6 +26,7 @@ from jacolbert_rag.index.filters import (
     Condition,
     Filter,
     Frozen,
+    Ids,
     NoneOf,
     equal_kinds,
     fields_of,
@@ -99,6 +100,9 @@ class Stored(Protocol):
     def metadata(self) -> Read:
         """Rows and metadata of all live documents."""
 
+    def rows_of(self, ids: Iterable[str]) -> Mapping[str, int]:
+        """Row of each id that is stored."""
+
 
 class MetadataColumns:
     """The metadata of one state's documents, kept so that a filter costs about a millisecond.
@@ -159,7 +163,7 @@ class MetadataColumns:
         with self._lock:
             if (mask := self._masks.get(filter)) is None:
                 self._know(set(fields_of(filter)), stored)
-                mask = self._evaluated(filter) & self._live
+                mask = self._evaluated(filter, stored) & self._live
                 mask.setflags(write=False)
                 self._masks[filter] = mask
                 _trim(self._masks, MAX_MASKS)
@@ -175,13 +179,17 @@ class MetadataColumns:
         for field in fields:
             self._columns.move_to_end(field)
 
-    def _evaluated(self, filter: Filter) -> BoolArray:
+    def _evaluated(self, filter: Filter, stored: Stored) -> BoolArray:
         """(n_rows,) whether a filter holds; of dead rows anything."""
+        if isinstance(filter, Ids):
+            held = np.zeros(len(self._live), dtype=np.bool_)
+            held[list(stored.rows_of(filter.ids).values())] = True
+            return held
         if not isinstance(filter, Condition):
             join = np.logical_and if isinstance(filter, AllOf) else np.logical_or
-            held: BoolArray = np.full(len(self._live), isinstance(filter, AllOf))
+            held = np.full(len(self._live), isinstance(filter, AllOf))
             for part in filter.parts:
-                join(held, self._evaluated(part), out=held)
+                join(held, self._evaluated(part, stored), out=held)
             return ~held if isinstance(filter, NoneOf) else held
         column = self._columns[filter.field]
         self._require_askable(filter, column)

@@ -36,7 +36,7 @@ import dataclasses
 import difflib
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType
@@ -119,6 +119,27 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Ids:
+    """The documents of these ids; unknown ones are passed over.
+
+    Attributes:
+        ids: any number; taken from any iterable.
+
+    Raises:
+        InvalidInputError: one is no str.
+    """
+
+    ids: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ids, str) or not isinstance(self.ids, Iterable):
+            raise InvalidInputError(f"Ids needs a set of ids, such as {{'文書1'}}, not {self.ids!r}.")
+        object.__setattr__(self, "ids", frozenset(self.ids))
+        if wrong := [id for id in self.ids if not isinstance(id, str)]:
+            raise InvalidInputError(f"An id must be a str, not {wrong[0]!r}.")
+
+
+@dataclass(frozen=True)
 class _Parts:
     parts: tuple[Filter, ...]
 
@@ -143,7 +164,7 @@ class NoneOf(_Parts):
     """No part holds; true of no parts."""
 
 
-Filter: TypeAlias = Condition | AllOf | AnyOf | NoneOf
+Filter: TypeAlias = Condition | Ids | AllOf | AnyOf | NoneOf
 _JOINS: dict[str, type[AllOf | AnyOf | NoneOf]] = {"$and": AllOf, "$or": AnyOf, "$nor": NoneOf}
 
 
@@ -199,13 +220,25 @@ def _conditions(field: str, value: Any) -> list[Condition]:
     return [Condition(field, _OPERATORS[op], value[op]) for op in ops]
 
 
-def matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:
-    """Whether a filter holds for the metadata of one document.
+def matches(filter: Filter, metadata: Mapping[str, Any], *, id: str | None = None) -> bool:
+    """Whether a filter holds for one document.
+
+    Args:
+        filter: that is asked.
+        metadata: of the document.
+        id: of the document, where the filter has `Ids`.
 
     Raises:
-        InvalidInputError: a stored value is of a type that a condition's operator refuses; see the module.
+        InvalidInputError: a stored value is of a type that a condition's operator refuses; see the module. Or
+            the filter asks for the id, and none is given.
     """
     require_filter(filter)
+    if isinstance(filter, Ids):
+        if id is None:
+            raise InvalidInputError(
+                "The filter has Ids, but no id is given: matches(filter, metadata, id=...)."
+            )
+        return id in filter.ids
     if isinstance(filter, Condition):
         if (found := find(metadata, filter.field)) is MISSING:
             return holds_for_missing(filter)
@@ -214,7 +247,7 @@ def matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:
             raise refused_by(filter, value)
         return predicate(filter)(value)
     # All parts are asked, so that a document is refused or not whatever the order of conditions.
-    held = [matches(part, metadata) for part in filter.parts]
+    held = [matches(part, metadata, id=id) for part in filter.parts]
     return all(held) if isinstance(filter, AllOf) else any(held) is isinstance(filter, AnyOf)
 
 
@@ -319,7 +352,7 @@ def fields_of(filter: Filter) -> Iterator[str]:
     """The fields of all conditions of a filter."""
     if isinstance(filter, Condition):
         yield filter.field
-    else:
+    elif not isinstance(filter, Ids):
         for part in filter.parts:
             yield from fields_of(part)
 
@@ -333,7 +366,7 @@ def require_filter(filter: object) -> None:
     if not isinstance(filter, Filter):
         hint = "; parse(...) makes one of a dict" if isinstance(filter, Mapping) else ""
         raise InvalidInputError(
-            f"A filter must be a Condition, AllOf, AnyOf or NoneOf, not {filter!r}{hint}."
+            f"A filter must be a Condition, Ids, AllOf, AnyOf or NoneOf, not {filter!r}{hint}."
         )
 
 

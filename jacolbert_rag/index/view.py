@@ -24,7 +24,7 @@ from jacolbert_rag.encode.terms import TermMaker
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 from jacolbert_rag.index import database
 from jacolbert_rag.index.columns import MetadataColumns
-from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf, parse
+from jacolbert_rag.index.filters import Filter, parse
 from jacolbert_rag.index.lexical import Lexicon
 from jacolbert_rag.index.snapshot import Snapshot
 from jacolbert_rag.index.write import words_of
@@ -167,7 +167,7 @@ def parsed(given: GivenFilter) -> Filter | Callable[[Document], bool]:
     Raises:
         InvalidInputError: it is none, or has an operator that is unknown.
     """
-    if isinstance(given, Condition | AllOf | AnyOf | NoneOf):
+    if isinstance(given, Filter):
         return given
     if isinstance(given, Mapping):
         return parse(given)
