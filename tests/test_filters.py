@@ -52,7 +52,7 @@ class Kept:
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
         return {id: int(id[1:]) for id in ids if id[:1] == "文" and int(id[1:]) in self.texts}
 
-    def metadata(self) -> Read:
+    def metadata(self, *, titles: bool) -> Read:
         self.n_read += 1
         yield from read(self.texts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from jacolbert_rag import Document, TokenEmbeddings
 from jacolbert_rag.index import database
-from jacolbert_rag.index.filters import Condition, Filter
+from jacolbert_rag.index.filters import Condition, Filter, matches
 from jacolbert_rag.index.index import Index
 from tests import model_index
 
@@ -139,6 +140,24 @@ def test_what_was_written_long_ago_is_forgotten(
     assert found(index) == ["文2"]
     index.amend(restate=[document("文1", False), document("文2", True)])
     assert found(index) == ["文1"]
+
+
+def test_titles_can_be_asked(index: Index) -> None:
+    titles = ["規程", "", '"{\\', "\ud800", "無視"]
+    metadata: list[dict[str, Any]] = [{}, {"a": 1}, {"a": [{}]}, {}, {"title": "自前"}]
+    given = [
+        Document(f"題{i}", "湖", each, title)
+        for i, (title, each) in enumerate(zip(titles, metadata, strict=True))
+    ]
+    add(index, *given)
+    filters = [Condition("title", "==", title) for title in (*titles[2:], "規程", "自前")]
+    filters += [Condition("title", "exists", value=False), Condition("a", "exists", value=True)]
+    for filter in filters:
+        held = {document.id for document in given if matches(filter, document.fields)}
+        assert {id for id in found(index, filter) if id[0] == "題"} == held
+    index.amend(restate=[replace(given[0], metadata={"title": 3}), replace(given[1], metadata={"b": 1})])
+    assert found(index, Condition("title", "==", 3)) == ["題0"]
+    assert found(index, Condition("title", "==", "規程")) == []
 
 
 def test_an_old_state_has_columns_of_its_own(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

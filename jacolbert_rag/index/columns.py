@@ -43,7 +43,7 @@ from jacolbert_rag.index.filters import (
 MAX_MASKS = 32  # that are kept, of a byte a row each
 MAX_COLUMNS = 32  # that are kept, of four bytes a row each and the distinct values; an add goes through all
 
-# Rows, and the metadata of each as the JSON text of an object; some thousands at a time.
+# Rows, and the metadata of each as the JSON text of an object; some hundreds at a time.
 Read: TypeAlias = Iterable[tuple[Sequence[int], Sequence[str]]]
 
 
@@ -97,8 +97,8 @@ class _Column:
 class Stored(Protocol):
     """The documents of one committed state."""
 
-    def metadata(self) -> Read:
-        """Rows and metadata of all live documents."""
+    def metadata(self, *, titles: bool) -> Read:
+        """Rows and metadata of all live documents; with titles, where these are asked: `Document.fields`."""
 
     def rows_of(self, ids: Iterable[str]) -> Mapping[str, int]:
         """Row of each id that is stored."""
@@ -175,7 +175,9 @@ class MetadataColumns:
         """Have the columns of these fields, as the ones used last."""
         nothing = _Column({}, np.zeros(0, dtype=np.int32))
         if new := fields - self._columns.keys():
-            self._columns |= _read(stored.metadata(), dict.fromkeys(new, nothing), len(self._live))
+            self._columns |= _read(
+                stored.metadata(titles="title" in new), dict.fromkeys(new, nothing), len(self._live)
+            )
         for field in fields:
             self._columns.move_to_end(field)
 

@@ -417,16 +417,17 @@ def by_row(sql: sqlite3.Connection, rows: Iterable[int] | IntArray) -> dict[int,
 
 
 def metadata(
-    sql: sqlite3.Connection, first_row: int = 0, *, also: Sequence[int] = ()
+    sql: sqlite3.Connection, first_row: int = 0, *, also: Sequence[int] = (), titles: bool = True
 ) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-    """Rows and metadata, as JSON, of all documents from a row on, some thousands at a time.
+    """Rows and `Document.fields`, as JSON, of all documents from a row on, some hundreds at a time.
 
     Args:
         sql: that sees them.
         first_row: where they begin.
         also: rows before it that are read, too, where they are alive.
+        titles: whether titles are wanted; without them reading takes a quarter less.
     """
-    columns = "SELECT row, metadata FROM documents WHERE row"
+    columns = f"SELECT row, metadata, {'title' if titles else 'NULL'} FROM documents WHERE row"
     for batch in _batches([row for row in also if row < first_row]):
         yield from _metadata(sql.execute(f"{columns} IN ({','.join('?' * len(batch))})", batch))
     yield from _metadata(sql.execute(f"{columns} >= ? ORDER BY row", (first_row,)))
@@ -435,10 +436,17 @@ def metadata(
 def _metadata(found: sqlite3.Cursor) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
     with _values("documents"):
         while some := found.fetchmany(METADATA_AT_ONCE):
-            rows, texts = zip(*some, strict=True)
+            rows, texts, titles = zip(*some, strict=True)
             if set(map(type, texts)) != {str}:
                 raise TypeError("metadata that are no text")
-            yield rows, texts
+            yield rows, tuple(map(_with_title, texts, titles)) if any(titles) else texts
+
+
+def _with_title(metadata: str, title: bytes) -> str:
+    """The JSON text with a title, put first: of two keys of one name the last one counts."""
+    if not title or not metadata.startswith("{"):  # what is no object is damage, and stays as it is
+        return metadata
+    return f'{{"title": {json.dumps(_text(title))}{"" if metadata == "{}" else ", "}{metadata[1:]}'
 
 
 def members(sql: sqlite3.Connection, rows: Sequence[int] | IntArray) -> dict[int, IntArray]:

@@ -27,6 +27,7 @@ say: years that a few documents store as text would be lost in silence.
 with: year == "2022" can hold for none of the years that are numbers, nor tags == "a" for lists. One document
 cannot tell, and just does not match.
 
+A document's title is its field "title" where it has one and its metadata has no such key (`Document.fields`).
 The field "a.b" is the key "a.b" or else, where there is none, the key "b" of the object "a".
 """
 
@@ -225,7 +226,7 @@ def matches(filter: Filter, metadata: Mapping[str, Any], *, id: str | None = Non
 
     Args:
         filter: that is asked.
-        metadata: of the document.
+        metadata: of the document; its `fields`, to ask for its title as well.
         id: of the document, where the filter has `Ids`.
 
     Raises:

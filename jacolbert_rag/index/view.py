@@ -111,9 +111,9 @@ class View:
         """The documents of these rows, in the order given; rows that have died are passed over."""
         return database.read(self.sql, rows)
 
-    def metadata(self) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-        """Rows and metadata, as JSON, of all documents, some thousands at a time."""
-        return database.metadata(self.sql)
+    def metadata(self, *, titles: bool) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+        """Rows and `Document.fields`, as JSON, of all documents, some hundreds at a time."""
+        return database.metadata(self.sql, titles=titles)
 
     def lexicon(self) -> Lexicon:
         """Full-text search; where word lists are missing and cannot be written, they are made for now."""
