@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jacolbert_rag import Document, TokenEmbeddings
+from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index import database
 from jacolbert_rag.index.filters import Condition, Filter, matches
 from jacolbert_rag.index.index import Index
@@ -158,6 +159,31 @@ def test_titles_can_be_asked(index: Index) -> None:
     index.amend(restate=[replace(given[0], metadata={"title": 3}), replace(given[1], metadata={"b": 1})])
     assert found(index, Condition("title", "==", 3)) == ["題0"]
     assert found(index, Condition("title", "==", "規程")) == []
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda value: [value], lambda value: {"あ": value}, lambda value: (value, 1)]
+)
+def test_metadata_within_metadata_are_limited(index: Index, wrap: Callable[[Any], Any]) -> None:
+    value: Any = 1
+    for _ in range(99):
+        value = wrap(value)
+    deepest = document("深", False, 値=value)
+    database.check_documents([deepest])
+    add(index, deepest)
+    assert "深" in found(index, Condition("値", "exists", value=True))
+    assert found(index, Condition("値", "==", value)) == ["深"]
+    for n in (1, 50, 900):
+        for _ in range(n):
+            value = wrap(value)
+        with pytest.raises(InvalidInputError, match="document '深' has more than 100 .*Flatten"):
+            database.check_documents([document("深", False, 値=value)])
+
+
+def test_wide_metadata_are_not_deep() -> None:
+    wide = {f"鍵{i}": [[i], {"a": "[[[{{{"}] for i in range(200)}
+    database.check_documents([document("広", False, **wide)])
+    database.check_documents([document("広", False, 括弧="[" * 1_000)])
 
 
 def test_an_old_state_has_columns_of_its_own(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from jacolbert_rag.index.files import FileRecord
 BATCH = 500  # variables of one statement; SQLite's least limit is 999
 # Metadata that are read and parsed at once: one by one takes twice as long, and 1,024 a third longer.
 METADATA_AT_ONCE = 256
+MAX_DEPTH = 100  # of metadata: far below what Python's functions can call one another
 MAX_CHANGES = 64  # writes of which it is known what they have changed
 MAX_RESTATED = 10_000  # rows that these name together
 LOCK_SECONDS = 60  # a writer waits so long for another process to finish its write
@@ -488,7 +489,8 @@ def check_documents(documents: Sequence[Document]) -> None:
     """Refuse documents that could not be stored and given back as they are.
 
     Raises:
-        InvalidInputError: an id is empty, not a string or there twice, or metadata is not JSON.
+        InvalidInputError: an id is empty, not a string or there twice, or metadata is not JSON, or deeper
+            than `MAX_DEPTH`.
     """
     seen: set[str] = set()
     for i, document in enumerate(documents):
@@ -517,12 +519,33 @@ def as_stored(document: Document) -> Document:
 def _encode(document: Document) -> tuple[bytes, bytes, bytes, str]:
     try:
         metadata = json.dumps(dict(document.metadata))
+    except RecursionError:
+        raise _too_deep(document) from None
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"The metadata of document {document.id!r} is not JSON ({error}). Turn dates and other objects "
             "into strings or numbers first."
         ) from error
+    # To count is quick, and few metadata have so many brackets at all.
+    if metadata.count("[") + metadata.count("{") > MAX_DEPTH and _depth(document.metadata) > MAX_DEPTH:
+        raise _too_deep(document)
     return _blob(document.id), _blob(document.title), _blob(document.text), metadata
+
+
+def _depth(value: Any) -> int:
+    """Of objects and lists within one another; one that holds none is 1 deep."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, Mapping | list | tuple)]:
+        level = [part for each in level for part in (each.values() if isinstance(each, Mapping) else each)]
+        depth += 1
+    return depth
+
+
+def _too_deep(document: Document) -> InvalidInputError:
+    return InvalidInputError(
+        f"The metadata of document {document.id!r} has more than {MAX_DEPTH} objects and lists within one "
+        "another, which filters could not read. Flatten it, or store the inner part as one JSON text."
+    )
 
 
 def decode(key: bytes, title: bytes, text: bytes, metadata: str) -> Document:
