@@ -114,6 +114,8 @@ def holds(op: Any, value: Any, stored: Any = ...) -> bool:
         ("text_match", "ガス", ["ｶﾞｽ会社", "ガス"], ["カス", None, ...]),
         ("text_match", "", ["", "a"], [None, ...]),
         ("text_match_insensitive", "straße", ["STRASSE", "Ｓｔｒａßｅ 1"], ["stra", None, ...]),
+        ("text_match_insensitive", "ΐ", ["ΐ", "ΐ".upper(), "xΐ"], ["ι", None, ...]),
+        ("text_match_insensitive", "ΐ".upper(), ["ΐ", "ΐ".upper()], ["ϊ", ...]),
         ("is_empty", True, [None, "", [], ...], [0, False, " ", {}, [None]]),
         ("is_empty", None, [None, "", [], ...], [0, False, " ", {}, [None]]),
         ("is_empty", False, [0, False, " ", {}, [None]], [None, "", [], ...]),
@@ -259,6 +261,34 @@ def test_parts_and_filters_must_be_filters() -> None:
         Kept.build([], 0).mask({})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="The metadata 'f' must be JSON"):
         matches(Condition("f", "==", 1), {"f": object()})
+
+
+def test_numbers_that_python_does_not_write_can_be_refused() -> None:
+    huge = 10**5000
+    for filter in ({"s": {"$gt": huge}}, {"s": huge}, {"s": {"$in": [huge]}}):
+        columns = Kept.build([(0, '{"s": "東京"}')], 1)
+        with pytest.raises(InvalidInputError, match="東京.* s .* needs number"):
+            columns.mask(parse(filter))
+    with pytest.raises(InvalidInputError, match="needs text, not a int that is too large"):
+        parse({"s": {"$text_match": huge}})
+    with pytest.raises(InvalidInputError, match="of type number, such as a int that is too large"):
+        matches(Condition("s", ">", "a"), {"s": huge})
+    assert matches(Condition("s", "<", huge), {"s": 1})
+
+
+def test_values_too_deep_are_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(2_000):
+        deep = [deep]
+    with pytest.raises(InvalidInputError, match="condition on 'f' has too many lists"):
+        parse({"f": deep})
+
+
+@pytest.mark.parametrize("metadata", [None, [], "a", 1])
+def test_metadata_must_be_a_dict(metadata: Any) -> None:
+    for filter in (Condition("f", "==", 1), AllOf(()), Ids(frozenset())):
+        with pytest.raises(InvalidInputError, match="metadata is a .*; expected a dict"):
+            matches(filter, metadata, id="文")
 
 
 def test_conditions_are_values() -> None:
@@ -468,7 +498,10 @@ def naive(filter: Filter, metadata: dict[str, Any], id: str) -> bool:
     if not isinstance(stored, str):
         raise Refused
     stored, value = unicodedata.normalize("NFKC", stored), unicodedata.normalize("NFKC", value)
-    return value in stored if op == "text_match" else value.casefold() in stored.casefold()
+    if op == "text_match_insensitive":
+        stored = unicodedata.normalize("NFKC", stored.casefold())
+        value = unicodedata.normalize("NFKC", value.casefold())
+    return value in stored
 
 
 def kind(value: Any) -> str:
@@ -492,7 +525,7 @@ def is_hopeless(filter: Filter, documents: list[dict[str, Any] | None]) -> bool:
 
 FIELDS = ["a", "b", "a.b", "東京", "a.東京.b"]
 TEXTS = st.sampled_from(
-    ["", "a", "A", "Ａ", "b", "東京", "東京都", "ﾄｳｷｮｳ", "2020", "ß", "\ud800"]
+    ["", "a", "A", "Ａ", "b", "東京", "東京都", "ﾄｳｷｮｳ", "2020", "ß", "ΐ", "\ud800"]
 ) | st.text(max_size=3)
 NUMBERS = (
     st.sampled_from([0, 1, -1, 2, 1.0, 0.5, 2**53, 2**53 + 1, 1e308, -0.0])

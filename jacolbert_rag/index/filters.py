@@ -107,10 +107,15 @@ class Condition:
         if not isinstance(self.op, str) or self.op not in get_args(Operator):
             raise InvalidInputError(_unknown("operator", self.op, get_args(Operator)))
         value = True if self.op == "is_empty" and self.value is None else self.value
-        frozen = freeze(value, f"The value of the condition on {self.field!r}")
+        what = f"The value of the condition on {self.field!r}"
+        try:
+            frozen = freeze(value, what)
+        except RecursionError:
+            raise InvalidInputError(f"{what} has too many lists and objects within one another.") from None
         if KINDS[type(frozen)] not in (takes := _TAKES.get(self.op, KIND_NAMES)):
             raise InvalidInputError(
-                f"The operator {self.op!r} on field {self.field!r} needs {' or '.join(takes)}, not {value!r}."
+                f"The operator {self.op!r} on field {self.field!r} needs {' or '.join(takes)}, not "
+                f"{_shown(value)}."
             )
         # Of an Enum the text itself: its hash is another.
         object.__setattr__(self, "field", str.__str__(self.field))
@@ -180,7 +185,7 @@ def parse(filter: Mapping[str, Any]) -> Filter:
         InvalidInputError: an operator is unknown or stands in the wrong place, or has no value for it.
     """
     if not isinstance(filter, Mapping):
-        raise InvalidInputError(f"A filter must be a dict such as {{'lang': 'ja'}}, not {filter!r}.")
+        raise InvalidInputError(f"A filter must be a dict such as {{'lang': 'ja'}}, not {_shown(filter)}.")
     parts: list[Filter] = []
     for key, value in filter.items():
         if not isinstance(key, str):
@@ -189,7 +194,7 @@ def parse(filter: Mapping[str, Any]) -> Filter:
             parts.append(NoneOf((parse(value),)))
         elif key in _JOINS:
             if not isinstance(value, list | tuple) or not value:
-                raise InvalidInputError(f"{key} needs a list of one or more filters, not {value!r}.")
+                raise InvalidInputError(f"{key} needs a list of one or more filters, not {_shown(value)}.")
             parts.append(_JOINS[key](tuple(parse(part) for part in value)))
         elif key in _OPERATORS:
             raise InvalidInputError(f"{key} belongs inside a field: {{'year': {{{key!r}: ...}}}}.")
@@ -234,6 +239,8 @@ def matches(filter: Filter, metadata: Mapping[str, Any], *, id: str | None = Non
             the filter asks for the id, and none is given.
     """
     require_filter(filter)
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata is a {type(metadata).__name__}; expected a dict.")
     if isinstance(filter, Ids):
         if id is None:
             raise InvalidInputError(
@@ -282,7 +289,7 @@ def freeze(value: Any, what: str, *, allow_nan: bool = False) -> Frozen:
         return frozenset((str.__str__(k), freeze(v, what, allow_nan=allow_nan)) for k, v in value.items())
     raise InvalidInputError(
         f"{what} must be JSON (None, bool, int, float but not NaN, str, list, dict with str keys), not "
-        f"{value!r} of type {type(value).__name__}. Turn dates and other objects into text or numbers."
+        f"{_shown(value)} of type {type(value).__name__}. Turn dates and other objects into text or numbers."
     )
 
 
@@ -333,9 +340,9 @@ def predicate(condition: Condition) -> Callable[[Frozen], bool]:
         compare, kind = COMPARE[op], KINDS[type(value)]
         return lambda v: KINDS[type(v)] == kind and compare(v, value)
     if op in ("text_match", "text_match_insensitive"):
-        fold = str.casefold if op == "text_match_insensitive" else str
-        text = fold(normalize("NFKC", str(value)))
-        return lambda v: isinstance(v, str) and text in fold(normalize("NFKC", v))
+        fold = _folded if op == "text_match_insensitive" else _normal
+        text = fold(str(value))
+        return lambda v: isinstance(v, str) and text in fold(v)
     if op in ("is_empty", "exists"):
         empty = (None, "", ()) if op == "is_empty" else ()
         return lambda v: ((v in empty) is (op == "is_empty")) is (value is _Truth.TRUE)
@@ -347,6 +354,14 @@ def predicate(condition: Condition) -> Callable[[Frozen], bool]:
     if op == "contains":
         return lambda v: isinstance(v, tuple | str) and value in v
     return lambda v: (v in wanted) is (op in ("==", "in"))
+
+
+def _normal(text: str) -> str:
+    return normalize("NFKC", text)
+
+
+def _folded(text: str) -> str:
+    return _normal(_normal(text).casefold())  # folding takes letters apart: ΐ is three characters then
 
 
 def fields_of(filter: Filter) -> Iterator[str]:
@@ -367,8 +382,23 @@ def require_filter(filter: object) -> None:
     if not isinstance(filter, Filter):
         hint = "; parse(...) makes one of a dict" if isinstance(filter, Mapping) else ""
         raise InvalidInputError(
-            f"A filter must be a Condition, Ids, AllOf, AnyOf or NoneOf, not {filter!r}{hint}."
+            f"A filter must be a Condition, Ids, AllOf, AnyOf or NoneOf, not {_shown(filter)}{hint}."
         )
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        return f"{value!r:.200}"
+    except (ValueError, RecursionError):  # Python refuses to write a number of some thousand digits
+        return f"a {type(value).__name__} that is too large to be shown"
+
+
+def _as_json(stored: Frozen) -> str:
+    try:
+        return json.dumps(_thaw(stored), ensure_ascii=False)[:80]
+    except ValueError:  # as above
+        return _shown(stored)
 
 
 def _unknown(what: str, found: object, known: Sequence[str]) -> str:
@@ -381,12 +411,11 @@ def refused_by(condition: Condition, stored: Frozen) -> InvalidInputError:
     """The error for a stored value of a type that a condition refuses."""
     kinds = equal_kinds(condition) or fitting(condition) - {"null"}
     expected = " or ".join(kind for kind in KIND_NAMES if kind in kinds)
-    example = json.dumps(_thaw(stored), ensure_ascii=False)
     mend = "Store the field as one type in all documents, or change the condition."
     if condition.op in EQUALITY and isinstance(stored, tuple):
         mend = "$contains asks whether a list has a value, $any whether it has one of several."
     return InvalidInputError(
         f"Field {condition.field!r} of a document is of type {KINDS[type(stored)]}, such as "
-        f"{example[:80]}, but the condition {condition.field} {condition.op} {condition.value!r} needs "
-        f"{expected}. {mend}"
+        f"{_as_json(stored)}, but the condition {condition.field} {condition.op} "
+        f"{_shown(condition.value)} needs {expected}. {mend}"
     )
