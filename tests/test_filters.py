@@ -691,6 +691,8 @@ def test_columns_used_least_lately_are_let_go(monkeypatch: pytest.MonkeyPatch) -
         assert columns.mask(parse(filter)).all()
     assert columns.n_read == 3
     assert list(columns.columns._columns) == ["c", "a"]
+    assert columns.mask(parse({"c": 3})).all()  # a mask that is kept
+    assert list(columns.columns._columns) == ["a", "c"]
     assert columns.mask(parse({"a": 1, "b": 2, "c": 3})).all()  # more than are kept
     assert len(columns.columns._columns) == 2
 

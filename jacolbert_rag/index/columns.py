@@ -161,25 +161,26 @@ class MetadataColumns:
         """
         require_filter(filter)
         with self._lock:
+            fields = set(fields_of(filter))
             if (mask := self._masks.get(filter)) is None:
-                self._know(set(fields_of(filter)), stored)
+                self._know(fields, stored)
                 mask = self._evaluated(filter, stored) & self._live
                 mask.setflags(write=False)
                 self._masks[filter] = mask
-                _trim(self._masks, MAX_MASKS)
-                _trim(self._columns, MAX_COLUMNS)
             self._masks.move_to_end(filter)
+            for field in fields & self._columns.keys():
+                self._columns.move_to_end(field)
+            _trim(self._masks, MAX_MASKS)
+            _trim(self._columns, MAX_COLUMNS)
             return mask
 
     def _know(self, fields: set[str], stored: Stored) -> None:
-        """Have the columns of these fields, as the ones used last."""
+        """Have the columns of these fields."""
         nothing = _Column({}, np.zeros(0, dtype=np.int32))
         if new := fields - self._columns.keys():
             self._columns |= _read(
                 stored.metadata(titles="title" in new), dict.fromkeys(new, nothing), len(self._live)
             )
-        for field in fields:
-            self._columns.move_to_end(field)
 
     def _evaluated(self, filter: Filter, stored: Stored) -> BoolArray:
         """(n_rows,) whether a filter holds; of dead rows anything."""
