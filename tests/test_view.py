@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -94,6 +95,22 @@ def test_a_filter_after_a_database_was_put_back(
     assert index.read(lambda view: int(view.snapshot.live.sum())) == 3
     add(index, document("文5", False))
     assert found(index) == ["文4", "文5"]
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen", "unseen"])
+def test_a_filter_after_an_index_was_put_back_with_its_files(
+    index: Index, tmp_path: Path, is_seen: bool
+) -> None:
+    shutil.copytree(index.folder / "files", tmp_path / "files")
+    copy(index.folder / "index.sqlite", tmp_path / "backup")
+    add(index, document("文3", False))
+    assert found(index) == ["文1", "文3"]
+    shutil.copytree(tmp_path / "files", index.folder / "files", dirs_exist_ok=True)
+    copy(tmp_path / "backup", index.folder / "index.sqlite")
+    if is_seen:
+        assert found(index) == ["文1"]
+    add(index, document("文3", True))  # the same number, the same row
+    assert found(index) == ["文1"]
 
 
 def test_only_what_was_written_is_read(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
