@@ -57,6 +57,11 @@ class Document:
         """The text that the encoder reads: title, a space, text."""
         return f"{self.title} {self.text}" if self.title else self.text
 
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What filters ask: the metadata, with the title as "title" where it has no such key itself."""
+        return {"title": self.title, **self.metadata} if self.title else self.metadata
+
 
 class Span(NamedTuple):
     """A part of a text: `text[start:end]`."""

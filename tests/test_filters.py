@@ -1,32 +1,67 @@
-"""jacolbert_rag.index.filters: operators, dicts, and masks that are those of a loop over documents."""
+"""jacolbert_rag.index.filters and columns: operators, dicts, masks that are those of a loop."""
 
 from __future__ import annotations
 
 import json
 import threading
 import unicodedata
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from jacolbert_rag.datatypes import BoolArray
 from jacolbert_rag.errors import IndexCorruptError, InvalidInputError
-from jacolbert_rag.index import filters as module
-from jacolbert_rag.index.filters import (
-    AllOf,
-    AnyOf,
-    Condition,
-    Filter,
-    MetadataColumns,
-    NoneOf,
-    matches,
-    parse,
-)
+from jacolbert_rag.index import columns as module
+from jacolbert_rag.index.columns import MetadataColumns, Read
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, Ids, NoneOf, Operator, matches, parse
 
 NAN = float("nan")
+
+
+class Kept:
+    """Columns, and the documents that they read; as tuples of row and JSON text."""
+
+    def __init__(self, texts: Mapping[int, str], n_rows: int, columns: MetadataColumns | None = None) -> None:
+        self.texts, self.n_rows, self.n_read = dict(texts), n_rows, 0
+        self.columns = columns or MetadataColumns(self.live)
+
+    @classmethod
+    def build(cls, rows: Iterable[tuple[int, str]], n_rows: int) -> Kept:
+        return cls(dict(rows), n_rows)
+
+    def extended(self, rows: Iterable[tuple[int, str]], n_rows: int, *, dead: Iterable[int] = ()) -> Kept:
+        changed = dict(rows)
+        later = Kept(
+            {k: v for k, v in (self.texts | changed).items() if k not in set(dead) - set(changed)}, n_rows
+        )
+        later.columns = self.columns.extended(read(changed), later.live)
+        return later
+
+    @property
+    def live(self) -> BoolArray:
+        return np.isin(np.arange(self.n_rows), list(self.texts))
+
+    def mask(self, filter: Filter) -> BoolArray:
+        return self.columns.mask(filter, self)
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        return {id: int(id[1:]) for id in ids if id[:1] == "文" and int(id[1:]) in self.texts}
+
+    def metadata(self, *, titles: bool) -> Read:
+        self.n_read += 1
+        yield from read(self.texts)
+
+
+def read(texts: Mapping[int, str]) -> Read:
+    """Three at a time."""
+    for first in range(0, len(texts), 3):
+        rows = list(texts)[first : first + 3]
+        yield rows, [texts[row] for row in rows]
 
 
 def holds(op: Any, value: Any, stored: Any = ...) -> bool:
@@ -34,8 +69,11 @@ def holds(op: Any, value: Any, stored: Any = ...) -> bool:
     metadata = {} if stored is ... else {"f": stored}
     condition = Condition("f", op, value)
     held = matches(condition, metadata)
-    columns = MetadataColumns.build([(1, json.dumps(metadata))], 3)
-    assert columns.mask(condition).tolist() == [False, held, False]
+    # Documents of which equality can be asked: a field that is of other types only is refused.
+    fitting = {"==": [value], "!=": [value], "in": value, "nin": value}.get(op, [])
+    rows = [json.dumps(metadata), *(json.dumps({"f": v}) for v in fitting)]
+    mask = Kept.build(enumerate(rows, 1), len(rows) + 2).mask(condition).tolist()
+    assert mask == [False, held, *[op in ("==", "in")] * len(fitting), False]
     return held
 
 
@@ -76,6 +114,8 @@ def holds(op: Any, value: Any, stored: Any = ...) -> bool:
         ("text_match", "ガス", ["ｶﾞｽ会社", "ガス"], ["カス", None, ...]),
         ("text_match", "", ["", "a"], [None, ...]),
         ("text_match_insensitive", "straße", ["STRASSE", "Ｓｔｒａßｅ 1"], ["stra", None, ...]),
+        ("text_match_insensitive", "ΐ", ["ΐ", "ΐ".upper(), "xΐ"], ["ι", None, ...]),
+        ("text_match_insensitive", "ΐ".upper(), ["ΐ", "ΐ".upper()], ["ϊ", ...]),
         ("is_empty", True, [None, "", [], ...], [0, False, " ", {}, [None]]),
         ("is_empty", None, [None, "", [], ...], [0, False, " ", {}, [None]]),
         ("is_empty", False, [0, False, " ", {}, [None]], [None, "", [], ...]),
@@ -106,7 +146,7 @@ def test_operators(op: str, value: Any, yes: list[Any], no: list[Any]) -> None:
 )
 def test_stored_values_of_another_type_are_refused(op: Any, value: Any, stored: Any, kinds: str) -> None:
     condition = Condition("year", op, value)
-    columns = MetadataColumns.build(enumerate(['{"year": null}', json.dumps({"year": stored})]), 2)
+    columns = Kept.build(enumerate(['{"year": null}', json.dumps({"year": stored})]), 2)
     # Wherever the condition stands, and whatever stands before it.
     for filter in (
         condition,
@@ -118,6 +158,65 @@ def test_stored_values_of_another_type_are_refused(op: Any, value: Any, stored: 
             matches(filter, {"year": stored})
         with pytest.raises(InvalidInputError, match="Field 'year'.*" + kinds):
             columns.mask(filter)
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "stored", "says"),
+    [
+        (
+            "==",
+            "2022",
+            [2022, None, 2021.5],
+            "of type number, such as 2022, but .* year == '2022' needs text",
+        ),
+        ("!=", "2022", [2022], "needs text"),
+        (
+            "==",
+            2022,
+            ["2022", None],
+            'of type text, such as "2022".*needs number.*Store the field as one type',
+        ),
+        ("==", 1, [True, False], "of type bool.*needs number"),
+        ("==", True, [1, 0], "of type number.*needs bool"),
+        ("==", "経費", [["経費", "旅費"], None], r'such as \["経費", "旅費"\].*needs text. \$contains asks'),
+        ("in", ["経費", 1], [["経費"], []], r"needs number or text. \$contains asks.* \$any whether"),
+        ("nin", ["a", None], [[1], {"a": 1}], "needs text"),
+        ("in", [None, "2022"], [2022], "needs text"),
+        ("==", ["a"], ["a", 1], "of type text.*needs list"),
+        ("==", {"a": 1}, ["a"], "needs object"),
+    ],
+)
+def test_equality_with_a_type_that_no_document_has_is_refused(
+    op: Any, value: Any, stored: list[Any], says: str
+) -> None:
+    condition = Condition("year", op, value)
+    fits = next(v for v in (value if op in ("in", "nin") else [value]) if v is not None)
+    rows = [json.dumps({"year": each}) for each in stored]
+    columns = Kept.build(enumerate([*rows, "{}", json.dumps({"year": fits})]), len(rows) + 2)
+    held = [matches(condition, json.loads(row)) for row in rows]  # of one document nothing is refused
+    assert columns.mask(condition).tolist()[: len(rows)] == held
+    without = columns.extended([], len(rows) + 2, dead=[len(rows) + 1])
+    for filter in (condition, AnyOf((AllOf(()), condition)), NoneOf((condition,))):
+        with pytest.raises(InvalidInputError, match="Field 'year' of a document is .*" + says):
+            without.mask(filter)
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "stored"),
+    [
+        ("==", None, [1, 2]),
+        ("!=", None, [1, 2]),
+        ("in", [], ["a"]),
+        ("nin", [None], [["a"]]),
+        ("==", "a", [None, None]),
+        ("==", "a", []),
+        ("in", [1, "b"], ["a"]),
+    ],
+)
+def test_equality_that_may_be_asked(op: Any, value: Any, stored: list[Any]) -> None:
+    columns = Kept.build(((i, json.dumps({"f": each})) for i, each in enumerate(stored)), len(stored))
+    mask = columns.mask(Condition("f", op, value)).tolist()
+    assert mask == [matches(Condition("f", op, value), {"f": each}) for each in stored]
 
 
 @pytest.mark.parametrize(
@@ -159,9 +258,37 @@ def test_parts_and_filters_must_be_filters() -> None:
     with pytest.raises(InvalidInputError, match="must be a Condition"):
         matches(None, {})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="must be a Condition"):
-        MetadataColumns.build([], 0).mask({})  # type: ignore[arg-type]
+        Kept.build([], 0).mask({})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="The metadata 'f' must be JSON"):
         matches(Condition("f", "==", 1), {"f": object()})
+
+
+def test_numbers_that_python_does_not_write_can_be_refused() -> None:
+    huge = 10**5000
+    for filter in ({"s": {"$gt": huge}}, {"s": huge}, {"s": {"$in": [huge]}}):
+        columns = Kept.build([(0, '{"s": "東京"}')], 1)
+        with pytest.raises(InvalidInputError, match="東京.* s .* needs number"):
+            columns.mask(parse(filter))
+    with pytest.raises(InvalidInputError, match="needs text, not a int that is too large"):
+        parse({"s": {"$text_match": huge}})
+    with pytest.raises(InvalidInputError, match="of type number, such as a int that is too large"):
+        matches(Condition("s", ">", "a"), {"s": huge})
+    assert matches(Condition("s", "<", huge), {"s": 1})
+
+
+def test_values_too_deep_are_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(2_000):
+        deep = [deep]
+    with pytest.raises(InvalidInputError, match="condition on 'f' has too many lists"):
+        parse({"f": deep})
+
+
+@pytest.mark.parametrize("metadata", [None, [], "a", 1])
+def test_metadata_must_be_a_dict(metadata: Any) -> None:
+    for filter in (Condition("f", "==", 1), AllOf(()), Ids(frozenset())):
+        with pytest.raises(InvalidInputError, match="metadata is a .*; expected a dict"):
+            matches(filter, metadata, id="文")
 
 
 def test_conditions_are_values() -> None:
@@ -177,6 +304,29 @@ def test_conditions_are_values() -> None:
     assert AllOf((condition,)) != AnyOf((condition,))
 
 
+def test_ids() -> None:
+    ids = Ids(["文1", "文3", "他"])  # type: ignore[arg-type]
+    assert ids == Ids(frozenset({"他", "文3", "文1"}))
+    assert hash(ids) == hash(Ids(frozenset({"他", "文3", "文1"})))
+    columns = Kept.build(((i, json.dumps({"a": i})) for i in range(5)), 6)
+    assert columns.mask(ids).nonzero()[0].tolist() == [1, 3]
+    assert columns.mask(NoneOf((ids,))).nonzero()[0].tolist() == [0, 2, 4]
+    assert columns.n_read == 0
+    assert columns.mask(AllOf((ids, Condition("a", ">", 1)))).nonzero()[0].tolist() == [3]
+    assert columns.mask(AnyOf((Ids(frozenset()), Condition("a", "<", 1)))).nonzero()[0].tolist() == [0]
+    assert columns.extended([], 6, dead=[3]).mask(ids).nonzero()[0].tolist() == [1]
+    assert matches(ids, {}, id="文1")
+    assert not matches(AllOf((ids, Condition("a", "exists", True))), {"a": 1}, id="文2")
+    with pytest.raises(InvalidInputError, match="has Ids, but no id is given"):
+        matches(NoneOf((ids,)), {})
+    with pytest.raises(InvalidInputError, match="needs a set of ids.*not '文1'"):
+        Ids("文1")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="needs a set of ids.*not 1"):
+        Ids(1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="must be a str, not 1"):
+        Ids(frozenset({1}))  # type: ignore[arg-type]
+
+
 def test_members_of_enums_are_their_values() -> None:
     class Text(StrEnum):
         EQUAL = "=="
@@ -185,7 +335,7 @@ def test_members_of_enums_are_their_values() -> None:
     condition = Condition("f", Text.EQUAL, Text.JA)  # type: ignore[arg-type]
     assert condition == Condition("f", "==", "ja")
     assert hash(condition) == hash(Condition("f", "==", "ja"))
-    assert MetadataColumns.build([(0, '{"f": "ja"}')], 1).mask(condition).all()
+    assert Kept.build([(0, '{"f": "ja"}')], 1).mask(condition).all()
     assert matches(condition, {"f": Text.JA})
 
 
@@ -206,7 +356,7 @@ def test_members_of_enums_are_their_values() -> None:
 def test_nested_fields(metadata: dict[str, Any], found: bool) -> None:
     condition = Condition("a.b.c", "==", 1)
     assert matches(condition, metadata) is found
-    assert MetadataColumns.build([(0, json.dumps(metadata))], 1).mask(condition).tolist() == [found]
+    assert Kept.build([(0, json.dumps(metadata))], 1).mask(condition).tolist() == [found]
 
 
 def test_dicts_are_parsed() -> None:
@@ -307,9 +457,11 @@ def look_up(metadata: Any, field: str) -> Any:
     return look_up(metadata.get(head), rest)
 
 
-def naive(filter: Filter, metadata: dict[str, Any]) -> bool:
+def naive(filter: Filter, metadata: dict[str, Any], id: str) -> bool:
+    if isinstance(filter, Ids):
+        return any(id == each for each in filter.ids)
     if not isinstance(filter, Condition):
-        held = [naive(part, metadata) for part in filter.parts]
+        held = [naive(part, metadata, id) for part in filter.parts]
         n = len([x for x in held if x])
         return {AllOf: n == len(held), AnyOf: n > 0, NoneOf: n == 0}[type(filter)]
     op, value, stored = filter.op, filter.value, look_up(metadata, filter.field)
@@ -346,12 +498,34 @@ def naive(filter: Filter, metadata: dict[str, Any]) -> bool:
     if not isinstance(stored, str):
         raise Refused
     stored, value = unicodedata.normalize("NFKC", stored), unicodedata.normalize("NFKC", value)
-    return value in stored if op == "text_match" else value.casefold() in stored.casefold()
+    if op == "text_match_insensitive":
+        stored = unicodedata.normalize("NFKC", stored.casefold())
+        value = unicodedata.normalize("NFKC", value.casefold())
+    return value in stored
+
+
+def kind(value: Any) -> str:
+    return "number" if is_number(value) else type(value).__name__.replace("tuple", "list")
+
+
+def is_hopeless(filter: Filter, documents: list[dict[str, Any] | None]) -> bool:
+    """Whether some part asks for equality with types that the field has in no document, but has others."""
+    if isinstance(filter, Ids):
+        return False
+    if not isinstance(filter, Condition):
+        return any(is_hopeless(part, documents) for part in filter.parts)
+    if filter.op not in ("==", "!=", "in", "nin"):
+        return False
+    values = [filter.value] if filter.op in ("==", "!=") else filter.value
+    stored = [look_up(metadata, filter.field) for metadata in documents if metadata is not None]
+    wanted = {kind(value) for value in values if value is not None}
+    there = {kind(value) for value in stored if value is not None and value is not ...}
+    return bool(wanted and there and not wanted & there)
 
 
 FIELDS = ["a", "b", "a.b", "東京", "a.東京.b"]
 TEXTS = st.sampled_from(
-    ["", "a", "A", "Ａ", "b", "東京", "東京都", "ﾄｳｷｮｳ", "2020", "ß", "\ud800"]
+    ["", "a", "A", "Ａ", "b", "東京", "東京都", "ﾄｳｷｮｳ", "2020", "ß", "ΐ", "\ud800"]
 ) | st.text(max_size=3)
 NUMBERS = (
     st.sampled_from([0, 1, -1, 2, 1.0, 0.5, 2**53, 2**53 + 1, 1e308, -0.0])
@@ -381,7 +555,7 @@ def all_metadata(draw: st.DrawFn) -> list[dict[str, Any] | None]:
 
 @st.composite
 def conditions(draw: st.DrawFn) -> Condition:
-    op = draw(st.sampled_from(module.get_args(module.Operator)))
+    op = draw(st.sampled_from(get_args(Operator)))
     value: Any
     if op in ("==", "!=", "contains"):
         value = draw(WITHOUT_NAN)
@@ -394,8 +568,9 @@ def conditions(draw: st.DrawFn) -> Condition:
     return Condition(draw(st.sampled_from(FIELDS)), op, value)
 
 
+IDS = st.frozensets(st.integers(0, 12).map("文{}".format), max_size=4).map(Ids)
 FILTERS = st.recursive(
-    conditions(),
+    conditions() | conditions() | IDS,
     lambda part: st.builds(
         lambda join, parts: join(tuple(parts)),
         st.sampled_from([AllOf, AnyOf, NoneOf]),
@@ -406,24 +581,26 @@ FILTERS = st.recursive(
 
 
 def expected(filter: Filter, documents: list[dict[str, Any] | None]) -> list[bool] | None:
-    """What a mask must be, or None where it must be refused; `matches` is held to the same."""
+    """What a mask must be, or None where it must be refused; `matches` is held to the same but for equality
+    with types that no document has, of which one document cannot tell.
+    """
     held: list[bool] = []
-    refused = False
-    for metadata in documents:
+    refused = is_hopeless(filter, documents)
+    for row, metadata in enumerate(documents):
         if metadata is None:
             held.append(False)
             continue
         try:
-            held.append(naive(filter, metadata))
-            assert matches(filter, metadata) is held[-1]
+            held.append(naive(filter, metadata, f"文{row}"))
+            assert matches(filter, metadata, id=f"文{row}") is held[-1]
         except Refused:
             refused = True
             with pytest.raises(InvalidInputError):
-                matches(filter, metadata)
+                matches(filter, metadata, id=f"文{row}")
     return None if refused else held
 
 
-def check(columns: MetadataColumns, filter: Filter, documents: list[dict[str, Any] | None]) -> None:
+def check(columns: Kept, filter: Filter, documents: list[dict[str, Any] | None]) -> None:
     held = expected(filter, documents)
     if held is None:
         with pytest.raises(InvalidInputError, match="needs"):
@@ -439,7 +616,7 @@ def rows_of(documents: list[dict[str, Any] | None], first: int = 0) -> list[tupl
 @settings(max_examples=400, deadline=None)
 @given(all_metadata(), st.lists(FILTERS, min_size=1, max_size=4))
 def test_masks_are_those_of_a_loop(documents: list[dict[str, Any] | None], filters: list[Filter]) -> None:
-    columns = MetadataColumns.build(rows_of(documents), len(documents))
+    columns = Kept.build(rows_of(documents), len(documents))
     for filter in filters + filters:
         check(columns, filter, documents)
 
@@ -448,7 +625,7 @@ def test_masks_are_those_of_a_loop(documents: list[dict[str, Any] | None], filte
 @given(st.data())
 def test_masks_of_extended_columns_are_those_of_a_loop(data: st.DataObject) -> None:
     documents = data.draw(all_metadata())
-    columns = MetadataColumns.build(rows_of(documents), len(documents))
+    columns = Kept.build(rows_of(documents), len(documents))
     filters = data.draw(st.lists(FILTERS, min_size=1, max_size=3))
     for _ in range(3):
         for filter in filters:
@@ -471,7 +648,7 @@ def test_masks_of_extended_columns_are_those_of_a_loop(data: st.DataObject) -> N
 
 def test_nan_among_numbers_is_in_no_order() -> None:
     stored = [3, NAN, 1, 2.5, NAN, 0, 2]
-    columns = MetadataColumns.build(((i, json.dumps({"n": n})) for i, n in enumerate(stored)), len(stored))
+    columns = Kept.build(((i, json.dumps({"n": n})) for i, n in enumerate(stored)), len(stored))
     for bound in (-1, 0, 1, 1.5, 2.5, 4):
         assert columns.mask(Condition("n", ">", bound)).tolist() == [n > bound for n in stored]
         assert columns.mask(Condition("n", "<=", bound)).tolist() == [n <= bound for n in stored]
@@ -480,7 +657,7 @@ def test_nan_among_numbers_is_in_no_order() -> None:
 
 def test_values_of_rows_no_more_are_not_refused() -> None:
     year = Condition("year", ">", 2000)
-    columns = MetadataColumns.build([(0, '{"year": "2020"}'), (1, '{"year": 2020}')], 2)
+    columns = Kept.build([(0, '{"year": "2020"}'), (1, '{"year": 2020}')], 2)
     with pytest.raises(InvalidInputError, match="Store the field as one type"):
         columns.mask(year)
     assert columns.extended([], 2, dead=[0]).mask(year).tolist() == [False, True]
@@ -488,17 +665,41 @@ def test_values_of_rows_no_more_are_not_refused() -> None:
     assert mended.mask(year).tolist() == [True, True, False, False, False]
 
 
-def test_metadata_of_rows_no_more_are_let_go() -> None:
-    columns = MetadataColumns.build([(0, "{}")], 1)
+def test_values_of_rows_no_more_are_let_go() -> None:
+    columns = Kept.build([(0, "{}")], 1)
     for i in range(3000):
         columns = columns.extended([(0, json.dumps({"i": i}))], 1)
         assert columns.mask(Condition("i", "==", i)).all()
-    assert len(columns._texts) < 1010
+        assert len(columns.columns._columns["i"].places) < 1010
+
+
+def test_metadata_are_read_once_for_each_new_field() -> None:
+    columns = Kept.build(((i, json.dumps({"a": i, "b": 1, "c": {"d": 2}})) for i in range(10)), 10)
+    for filter in ({"a": 1}, {"a": 2}, {"b": 1, "c.d": 2}, {"c.d": {"$gt": 1}, "a": 3}):
+        columns.mask(parse(filter))
+    assert columns.n_read == 2
+    later = columns.extended([(10, '{"a": 1}'), (3, '{"b": 2}')], 11)
+    assert later.mask(parse({"a": 1, "b": {"$exists": False}})).nonzero()[0].tolist() == [10]
+    assert later.mask(parse({"b": 2})).nonzero()[0].tolist() == [3]
+    assert later.n_read == 0
+
+
+def test_columns_used_least_lately_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_COLUMNS", 2)
+    columns = Kept.build([(0, '{"a": 1, "b": 2, "c": 3}')], 1)
+    for filter in ({"a": 1}, {"b": 2}, {"a": {"$lt": 2}}, {"c": 3}, {"a": {"$lt": 3}}):
+        assert columns.mask(parse(filter)).all()
+    assert columns.n_read == 3
+    assert list(columns.columns._columns) == ["c", "a"]
+    assert columns.mask(parse({"c": 3})).all()  # a mask that is kept
+    assert list(columns.columns._columns) == ["a", "c"]
+    assert columns.mask(parse({"a": 1, "b": 2, "c": 3})).all()  # more than are kept
+    assert len(columns.columns._columns) == 2
 
 
 def test_masks_are_shared_and_not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MASKS", 2)
-    columns = MetadataColumns.build([(0, '{"a": 1}'), (1, '{"a": true}')], 2)
+    columns = Kept.build([(0, '{"a": 1}'), (1, '{"a": true}')], 2)
     one, true = Condition("a", "==", 1), Condition("a", "==", True)
     mask = columns.mask(one)
     assert mask.dtype == np.bool_
@@ -508,20 +709,19 @@ def test_masks_are_shared_and_not_writable(monkeypatch: pytest.MonkeyPatch) -> N
     assert columns.mask(Condition("a", "==", 1)) is mask
     columns.mask(AllOf(()))
     assert columns.mask(one) is mask  # used more lately than the other
-    assert len(columns._masks) == 2
+    assert len(columns.columns._masks) == 2
 
 
-def test_many_metadata_are_parsed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PARSED_AT_ONCE", 3)
-    columns = MetadataColumns.build(((i, json.dumps({"i": i, "j": i % 4})) for i in range(20)), 20)
+def test_many_metadata_are_read_in_turns() -> None:
+    columns = Kept.build(((i, json.dumps({"i": i, "j": i % 4})) for i in range(20)), 20)
     assert columns.mask(parse({"i": {"$lt": 10}, "j": 1})).nonzero()[0].tolist() == [1, 5, 9]
-    assert MetadataColumns.build([], 0).mask(parse({"i": 1})).tolist() == []
-    assert MetadataColumns.build([], 2).mask(AllOf(())).tolist() == [False, False]
+    assert Kept.build([], 0).mask(parse({"i": 1})).tolist() == []
+    assert Kept.build([], 2).mask(AllOf(())).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("broken", ["[1]", "", "{", "{},{}", "null"])
 def test_broken_metadata_is_damage(broken: str) -> None:
-    columns = MetadataColumns.build([(0, '{"a": 1}'), (1, broken)], 2)
+    columns = Kept.build([(0, '{"a": 1}'), (1, broken)], 2)
     with pytest.raises(
         IndexCorruptError, match="Of 2 stored metadata, from '{.*not the JSON text of an object"
     ):
@@ -531,13 +731,13 @@ def test_broken_metadata_is_damage(broken: str) -> None:
 def test_rows_must_be_within_range() -> None:
     for rows in ([(2, "{}")], [(-1, "{}")]):
         with pytest.raises(InvalidInputError, match="Rows must be from 0 to 1"):
-            MetadataColumns.build(rows, 2)
-    with pytest.raises(InvalidInputError, match="There are 2 rows already; n_rows is 1"):
-        MetadataColumns.build([], 2).extended([], 1)
+            Kept.build(rows, 2).mask(Condition("a", "==", 1))
+    with pytest.raises(InvalidInputError, match="There are 2 rows already; the later state has 1"):
+        Kept.build([], 2).extended([], 1)
 
 
 def test_many_threads_at_once() -> None:
-    columns = MetadataColumns.build(((i, json.dumps({"a": i, "b": str(i)})) for i in range(2000)), 2000)
+    columns = Kept.build(((i, json.dumps({"a": i, "b": str(i)})) for i in range(2000)), 2000)
     wrong: list[object] = []
 
     def ask(seed: int) -> None:
@@ -586,5 +786,5 @@ def test_flat_filters_agree_with_llama_index(data: st.DataObject) -> None:
     agreed = utils.build_metadata_filter_fn(
         lambda row: documents[int(row)], types.MetadataFilters(filters=theirs, condition=name)
     )
-    columns = MetadataColumns.build(rows_of(list(documents)), len(documents))
+    columns = Kept.build(rows_of(list(documents)), len(documents))
     assert columns.mask(join(tuple(ours))).tolist() == [agreed(str(row)) for row in range(len(documents))]

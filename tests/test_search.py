@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from jacolbert_rag import (
 )
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.errors import IndexMismatchError, InvalidInputError
-from jacolbert_rag.index.filters import AllOf, Condition, Filter, NoneOf, matches, parse
+from jacolbert_rag.index.filters import AllOf, Condition, Filter, Ids, NoneOf, matches, parse
 from jacolbert_rag.index.fusion import fuse
 from tests.conftest import SENTENCES
 
@@ -111,6 +115,97 @@ def test_a_field_of_another_type_is_an_error(filled: JaColBERTRetriever) -> None
         filled.search("町", filter={"番号": {"$near": 3}})
     with pytest.raises(InvalidInputError, match="filter is a int"):
         filled.search("町", filter=3)  # type: ignore[arg-type]
+
+
+class Later:
+    """A filter whose method is async."""
+
+    async def __call__(self, document: Document) -> bool:
+        return False
+
+
+async def later(document: Document) -> bool:
+    return False
+
+
+async def one_by_one(document: Document) -> AsyncIterator[bool]:
+    yield False
+
+
+def in_turns(document: Document) -> Iterator[bool]:
+    yield False
+
+
+@pytest.mark.filterwarnings("error")  # of a coroutine that nobody awaits
+@pytest.mark.parametrize(
+    "function",
+    [
+        later,
+        one_by_one,
+        in_turns,
+        Later(),
+        partial(later),
+        lambda document: later(document),
+        lambda document: in_turns(document),
+        lambda document: one_by_one(document),
+    ],
+)
+def test_a_function_that_only_promises_an_answer_is_refused(
+    retriever: JaColBERTRetriever, function: Any
+) -> None:
+    # What it returns is true of every document, so all of them would be let through.
+    retriever.add(documents()[:3])
+    with pytest.raises(InvalidInputError, match="nothing would be filtered.* plain function"):
+        retriever.search("町", filter=function)
+    with pytest.raises(InvalidInputError, match="nothing would be filtered"):
+        list(retriever.documents(function))
+
+
+def test_what_a_function_returns_counts_as_python_counts_it(retriever: JaColBERTRetriever) -> None:
+    retriever.add(documents()[:4])
+    for function in (
+        lambda document: re.search("文[02]", document.id),
+        lambda document: np.bool_(document.metadata["種"] == "偶数"),
+        lambda document: document.metadata["番号"] % 2 - 1,
+    ):
+        assert {hit.id for hit in retriever.search("町", filter=function)} == {"文0", "文2"}  # type: ignore[arg-type]
+
+
+class Tired(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("年"),
+        Tired("もう無理"),
+        sqlite3.OperationalError("no such table"),
+        UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
+        OSError(28, "disk full"),
+        StopIteration(),
+    ],
+)
+def test_what_a_function_raises_is_no_damage(retriever: JaColBERTRetriever, error: Exception) -> None:
+    retriever.add(documents()[:3])
+
+    def fail(document: Document) -> bool:
+        if document.id == "文1":
+            raise error
+        return True
+
+    with pytest.raises(
+        InvalidInputError, match=f"failed on the document '文1': {type(error).__name__}"
+    ) as got:
+        retriever.search("町", filter=fail)
+    assert got.value.__cause__ is error
+    assert len(retriever.search("町")) == 3
+
+
+def test_an_error_of_ours_comes_out_of_a_function(retriever: JaColBERTRetriever) -> None:
+    retriever.add(documents()[:3])
+    with pytest.raises(InvalidInputError, match="^Field '種'"):
+        retriever.search("町", filter=lambda document: matches(parse({"種": {"$gt": 3}}), document.metadata))
 
 
 @pytest.mark.parametrize("query", ["首都", "東京", "abc123", "ＡＢＣ－１２３", "サーバ", "サーバー", "ｻｰﾊﾞｰ"])
@@ -335,6 +430,18 @@ def test_pooled_documents_know_their_tokens(tiny_model: Path) -> None:
     assert len(hits) == 9
     assert pooled.search("日本の町", 9, mode="hybrid", highlight=True)[0].highlight is not None
     assert all(hit.highlight is not None and hit.highlight.text == hit.text for hit in hits)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_filters_by_id(filled: JaColBERTRetriever, mode: SearchMode) -> None:
+    given = AllOf((Ids(frozenset({"文1", "文2", "文4", "無い"})), Condition("種", "==", "偶数")))
+    by_function = filled.search("町", 50, mode=mode, filter=lambda document: document.id in ("文2", "文4"))
+    assert filled.search("町", 50, mode=mode, filter=given) == by_function
+    assert [document.id for document in filled.documents(given)] == ["文2", "文4"]
+    filled.delete(["文2"])
+    filled.compact()
+    assert [document.id for document in filled.documents(given)] == ["文4"]
+    assert filled.search("町", 50, mode=mode, filter=Ids(frozenset())) == []
 
 
 def test_nested_filters_of_conditions(filled: JaColBERTRetriever) -> None:

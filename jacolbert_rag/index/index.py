@@ -84,7 +84,7 @@ class Index:
         self._loading = threading.Lock()
         self.terms = TermMaker(fold=self.settings.lexical.fold)
         self._columns = Columns()
-        self._snapshot: Snapshot | None = None
+        self._snapshot: tuple[Snapshot, str | None] | None = None  # the newest, and the write that made it
         self._written = -1  # generation of the last write of this handle
         self._is_swept = False
         try:
@@ -203,7 +203,7 @@ class Index:
         Returns:
             Whether another handle or process has written since this one read or wrote last.
         """
-        known = max(self._written, -1 if self._snapshot is None else self._snapshot.generation)
+        known = max(self._written, -1 if self._snapshot is None else self._snapshot[0].generation)
         return self.read(lambda view: view.snapshot.generation != known)
 
     def append(
@@ -361,7 +361,7 @@ class Index:
                 first += n_live
             write.put([segment.row for segment in old.segments], rows)
             database.renumber(write.sql, np.flatnonzero(old.live))
-            database.write_state(write.sql, restated=old.generation + 1)
+            write.restated = None
         with self._connections.writing:
             sql = self._connections.writer()
             try:
@@ -436,21 +436,22 @@ class Index:
             sql.execute(f"BEGIN {kind}")
             try:
                 self._connections.check_file()
-                number = database.generation(sql)
-                return self._at(sql, number, is_newest=tried == number)
+                state = database.generation(sql), database.last_write(sql)
+                return self._at(sql, *state, is_newest=tried == state)
             except (_StaleError, FileVanishedError):
-                tried = number
+                tried = state
                 sql.rollback()
             except BaseException:
                 sql.rollback()
                 raise
 
-    def _at(self, sql: sqlite3.Connection, number: int, *, is_newest: bool) -> Snapshot:
+    def _at(self, sql: sqlite3.Connection, number: int, write: str | None, *, is_newest: bool) -> Snapshot:
         """The state of this number, which a transaction sees.
 
         Args:
             sql: in the transaction.
             number: generation of the state.
+            write: name of the write that made it.
             is_newest: whether a transaction before this one, which began when all that was read until then
                 had been committed, saw the same state.
 
@@ -458,23 +459,28 @@ class Index:
             FileVanishedError: a file is gone. It was removed by a writer which has committed a newer state;
                 where there is none, it is really missing.
             _StaleError: a newer state than this was read already. Where there is none, the database was put
-                back to a former state under our hands, and that is what counts.
+                back to a former state under our hands, and that, or what was written to it since, is what
+                counts.
             IndexNotFoundError: it is the state of another index.
         """
-        snapshot = self._snapshot
-        if snapshot is None or snapshot.generation != number:
-            with self._loading:
-                snapshot = self._snapshot
-                if (
-                    snapshot is None
-                    or snapshot.generation < number
-                    or (is_newest and snapshot.generation > number)
-                ):
-                    self._check_id(sql)
-                    snapshot = self._snapshot = self._loader.snapshot(sql, number, is_newest=is_newest)
-        if snapshot.generation != number:
-            raise _StaleError
-        return snapshot
+        if (known := self._snapshot) is not None and self._is_of(known, number, write):
+            return known[0]
+        with self._loading:
+            known = self._snapshot
+            if known is not None and self._is_of(known, number, write):
+                return known[0]
+            if known is not None and known[0].generation >= number:
+                if not is_newest:
+                    raise _StaleError
+                self._columns = Columns()  # the former ones are of a history that was undone
+            self._check_id(sql)
+            snapshot = self._loader.snapshot(sql, number, is_newest=is_newest)
+            self._snapshot = snapshot, write
+            return snapshot
+
+    @staticmethod
+    def _is_of(known: tuple[Snapshot, str | None], number: int, write: str | None) -> bool:
+        return known[0].generation == number and known[1] == write
 
     def _check_id(self, sql: sqlite3.Connection) -> None:
         if layout.read_manifest(sql, self.folder)["id"] != self.id:
@@ -504,7 +510,7 @@ class Index:
                     sql.rollback()
                     return
                 database.replace_files(sql, write.obsolete, write.added)
-                database.write_state(sql, generation=snapshot.generation + 1)
+                database.record_write(sql, snapshot.generation + 1, write.restated)
                 is_committing = True
                 sql.execute("COMMIT")
             except BaseException:
@@ -618,9 +624,9 @@ def _restate(write: Write, documents: Sequence[Document]) -> None:
     for document in documents:
         if document.id not in there or there[document.id].passage != document.passage:
             raise PassageChangedError(document.id)
-    if documents:
-        database.update(write.sql, [rows[document.id] for document in documents], documents)
-        database.write_state(write.sql, restated=write.snapshot.generation + 1)
+    database.update(write.sql, [rows[document.id] for document in documents], documents)
+    if write.restated is not None:
+        write.restated += rows.values()
 
 
 def _attach(write: Write, made: Mapping[SegmentRow, Postings]) -> None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import (
+    isasyncgen,
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutine,
+    iscoroutinefunction,
+    isgenerator,
+    isgeneratorfunction,
+)
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from jacolbert_rag.datatypes import BoolArray, Document, IntArray, TokenArray
 from jacolbert_rag.encode.terms import TermMaker
-from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 from jacolbert_rag.index import database
-from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, MetadataColumns, NoneOf, parse
+from jacolbert_rag.index.columns import MetadataColumns
+from jacolbert_rag.index.filters import Filter, parse
 from jacolbert_rag.index.lexical import Lexicon
 from jacolbert_rag.index.snapshot import Snapshot
 from jacolbert_rag.index.write import words_of
@@ -23,6 +33,8 @@ from jacolbert_rag.index.write import words_of
 GivenFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Document], bool]
 
 READ_DOCUMENTS = 1_000  # handed to a caller's function at once
+# Functions whose result is something to wait for or to go through, and so always true.
+_PROMISES = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
 
 
 @dataclass
@@ -31,30 +43,33 @@ class Columns:
 
     Attributes:
         generation: of the state.
-        restated: the generation that changed what rows that were there before say.
+        write: the name of the write that made it; a number comes again where a database is put back to a
+            former state and written anew, a name does not.
         n_rows: of the state.
         columns: None until a filter is asked for.
     """
 
     generation: int = -1
-    restated: int = -1
+    write: str | None = None
     n_rows: int = 0
     columns: MetadataColumns | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, snapshot: Snapshot, sql: sqlite3.Connection) -> MetadataColumns:
-        """The columns of a state; made of those of an earlier one where rows have only been added."""
-        restated = int(database.read_state(sql).get("restated", 0))
+        """The columns of a state; of an earlier one's where it is known what was written since."""
+        write = database.last_write(sql)
         with self.lock:
-            known = self.columns
-            if snapshot.generation < self.generation:  # an old state that somebody still looks at
-                return MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
-            if known is None or restated != self.restated or snapshot.n_rows < self.n_rows:
-                known = MetadataColumns.build(database.metadata(sql, 0), snapshot.n_rows)
-            elif snapshot.generation > self.generation:
-                added, dead = database.metadata(sql, self.n_rows), np.flatnonzero(~snapshot.live)
-                known = known.extended(added, snapshot.n_rows, dead=dead.tolist())
-            self.generation, self.restated, self.n_rows = snapshot.generation, restated, snapshot.n_rows
+            if (self.generation, self.write) == (snapshot.generation, write) and self.columns is not None:
+                return self.columns
+            restated = database.restated_since(sql, self.write) if self.columns is not None else None
+            if restated is not None and self.columns is not None:
+                rows = database.metadata(sql, self.n_rows, also=restated)
+                known = self.columns.extended(rows, snapshot.live)
+            else:
+                known = MetadataColumns(snapshot.live)
+                if snapshot.generation < self.generation:  # an old state that somebody still looks at
+                    return known
+            self.generation, self.write, self.n_rows = snapshot.generation, write, snapshot.n_rows
             self.columns = known
             return known
 
@@ -96,6 +111,10 @@ class View:
         """The documents of these rows, in the order given; rows that have died are passed over."""
         return database.read(self.sql, rows)
 
+    def metadata(self, *, titles: bool) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+        """Rows and `Document.fields`, as JSON, of all documents, some hundreds at a time."""
+        return database.metadata(self.sql, titles=titles)
+
     def lexicon(self) -> Lexicon:
         """Full-text search; where word lists are missing and cannot be written, they are made for now."""
         made = self.snapshot.made
@@ -109,22 +128,23 @@ class View:
         return made.lexicon
 
     def allowed(self, filter: Filter | Callable[[Document], bool]) -> BoolArray:
-        """(n_rows,) which live rows a filter lets through.
+        """(n_rows,) which live rows a filter lets through; shared, so not to be written.
 
         Args:
             filter: conditions on metadata; or a function of a document, which is asked of every one.
 
         Raises:
-            InvalidInputError: a condition cannot be asked of what is stored.
+            InvalidInputError: a condition cannot be asked of what is stored, or the function has failed or
+                says neither yes nor no.
         """
         live = self.snapshot.live
         if not callable(filter):
-            return live & self.kept.of(self.snapshot, self.sql).mask(filter)
+            return self.kept.of(self.snapshot, self.sql).mask(filter, self)
         allowed = np.zeros_like(live)
         rows = np.flatnonzero(live)
         for start in range(0, len(rows), READ_DOCUMENTS):
             for row, document in database.by_row(self.sql, rows[start : start + READ_DOCUMENTS]).items():
-                allowed[row] = bool(filter(document))
+                allowed[row] = _answer(filter, document)
         return allowed
 
     def tokens(self, rows: Sequence[int]) -> dict[int, TokenArray]:
@@ -147,7 +167,7 @@ def parsed(given: GivenFilter) -> Filter | Callable[[Document], bool]:
     Raises:
         InvalidInputError: it is none, or has an operator that is unknown.
     """
-    if isinstance(given, Condition | AllOf | AnyOf | NoneOf):
+    if isinstance(given, Filter):
         return given
     if isinstance(given, Mapping):
         return parse(given)
@@ -156,4 +176,41 @@ def parsed(given: GivenFilter) -> Filter | Callable[[Document], bool]:
             f"filter is a {type(given).__name__}; expected a dict such as {{'lang': 'ja'}}, a "
             "jacolbert_rag.index.filters.Filter, or a function of a Document."
         )
+    method: object = getattr(type(given), "__call__", None)  # noqa: B004 - it may be async
+    if any(test(function) for test in _PROMISES for function in (given, method)):
+        raise InvalidInputError(_says_nothing("The filter function is async or yields"))
     return given
+
+
+def _answer(filter: Callable[[Document], bool], document: Document) -> bool:
+    """What a caller's function says of a document.
+
+    Raises:
+        InvalidInputError: it has failed, and what it raised is the cause: within a read of the index an error
+            of SQLite or of an encoding would be taken for the index' own. Or it says neither yes nor no.
+    """
+    try:
+        answer = filter(document)
+        if type(answer) is bool:
+            return answer
+        if not (isawaitable(answer) or isasyncgen(answer) or isgenerator(answer)):
+            return bool(answer)
+    except JaColBERTError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"The filter function failed on the document {document.id!r}: {type(error).__name__}: {error}. "
+            "Let it return True or False for every document, whatever its metadata lacks."
+        ) from error
+    if iscoroutine(answer):
+        answer.close()  # else Python warns that nobody has awaited it
+    raise InvalidInputError(
+        _says_nothing(f"The filter function returned a {type(answer).__name__} for {document.id!r}")
+    )
+
+
+def _says_nothing(what: str) -> str:
+    return (
+        f"{what}, which is true of every document, so nothing would be filtered. Give a plain function that "
+        "returns True or False; await what it needs before the search."
+    )

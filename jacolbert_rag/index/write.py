@@ -56,6 +56,8 @@ class Write:
         records: the files that counted when it began.
         added: files that it has put in place.
         obsolete: names of files that no longer count.
+        restated: rows that were there before and have other metadata by now; None once rows are numbered
+            anew.
     """
 
     sql: sqlite3.Connection
@@ -67,6 +69,7 @@ class Write:
     records: Mapping[str, FileRecord]
     added: list[FileRecord] = field(default_factory=list)
     obsolete: list[str] = field(default_factory=list)
+    restated: list[int] | None = field(default_factory=list)
 
     def merge(
         self,
