@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from jacolbert_rag.adapters import engine_class
 from jacolbert_rag.config import ModelOptions
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -86,9 +87,7 @@ class JaColBERTTextSplitter(TextSplitter):
 
         The other arguments and what is raised are those of its `from_pretrained`.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        engine = Engine.from_pretrained(model, **options)
+        engine = engine_class().from_pretrained(model, **options)
         return cls.from_retriever(engine, budget=budget, overlap=overlap, add_start_index=add_start_index)
 
     def split_text(self, text: str) -> list[str]:

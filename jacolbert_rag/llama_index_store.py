@@ -11,12 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from jacolbert_rag.adapters import engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.splitter import parent_of
 from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
-from jacolbert_rag.llama_index import (
+from jacolbert_rag.llama_index_nodes import (
     NODE_KEYS,
     SOURCE_KEY,
     found_node,
@@ -148,10 +149,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, which
         tells what is raised.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        fields, rest = _split(options)
-        return cls(engine=Engine.from_pretrained(model, **rest), **fields)
+        fields, rest = split_options(StoreFields, options)
+        return cls(engine=engine_class().from_pretrained(model, **rest), **fields)
 
     @classmethod
     def load(cls, path: str | Path, **options: Unpack[StoreLoadOptions]) -> Self:
@@ -159,10 +158,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
 
         Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.load`.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        fields, rest = _split(options)
-        return cls(engine=Engine.load(path, **rest), **fields)
+        fields, rest = split_options(StoreFields, options)
+        return cls(engine=engine_class().load(path, **rest), **fields)
 
     @property
     def client(self) -> Engine:
@@ -297,12 +294,6 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
     ) -> VectorStoreQueryResult:
         """`query` off the event loop."""
         return await asyncio.to_thread(self.query, query, highlight=highlight, abstain=abstain)
-
-
-def _split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a constructor as the store's fields, and the rest."""
-    fields = {key: value for key, value in options.items() if key in StoreFields.__annotations__}
-    return fields, {key: value for key, value in options.items() if key not in fields}
 
 
 def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:

@@ -1,0 +1,139 @@
+"""LlamaIndex's nodes and filters as documents and filters of the engine, and back.
+
+Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
+from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf
+
+try:
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, TextNode
+    from llama_index.core.schema import Document as LlamaIndexDocument
+    from llama_index.core.vector_stores import (
+        FilterCondition,
+        FilterOperator,
+        MetadataFilter,
+        MetadataFilters,
+    )
+    from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+except ModuleNotFoundError as error:
+    # `llama_index` is a namespace: another package of it may be there without the core.
+    if error.name not in ("llama_index", "llama_index.core"):
+        raise
+    raise OptionalDependencyError(
+        "jacolbert_rag.llama_index needs llama-index-core. Run: pip install 'jacolbert-rag[llama-index]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+# Metadata keys under which LlamaIndex's vector stores keep a node; `metadata_dict_to_node` reads them.
+NODE_KEYS = ("_node_content", "_node_type")
+# Metadata key of the document that a node is of, itself where it has none: for filters, which cannot read
+# what is packed. LlamaIndex's own names for it may be keys of the user's.
+SOURCE_KEY = "_ref_doc_id"
+
+
+def to_filter(filters: MetadataFilters) -> Filter:
+    """LlamaIndex's conditions on metadata as the engine's; see `jacolbert_rag.index.filters` for operators.
+
+    "not" holds where none of its conditions does. `is_empty` takes no value: what is given is ignored. No
+    conditions at all let everything through.
+
+    Raises:
+        InvalidInputError: an operator or a condition is unknown, or a value none that the operator compares
+            with.
+    """
+    joins: dict[FilterCondition | None, type[AllOf | AnyOf | NoneOf]] = {
+        FilterCondition.AND: AllOf,
+        FilterCondition.OR: AnyOf,
+        FilterCondition.NOT: NoneOf,
+        None: AllOf,
+    }
+    if not isinstance(filters, MetadataFilters) or filters.condition not in joins:
+        condition = getattr(filters, "condition", None)
+        raise InvalidInputError(
+            f"filters is a {type(filters).__name__} of condition {condition!r}; expected MetadataFilters, "
+            "joined by and, or, or not."
+        )
+    parts = tuple(
+        _condition(part) if isinstance(part, MetadataFilter) else to_filter(part) for part in filters.filters
+    )
+    return joins[filters.condition](parts) if parts else AllOf(())
+
+
+def _condition(given: MetadataFilter) -> Condition:
+    # An operator is an Enum of texts, which are the engine's own; a newer one it refuses by name.
+    operator: Any = getattr(given.operator, "value", given.operator)
+    return Condition(given.key, operator, True if operator == FilterOperator.IS_EMPTY else given.value)
+
+
+def _as_text_node(node: BaseNode) -> BaseNode:
+    """A LlamaIndex document as the node of its whole text, under the same id; other nodes as they are."""
+    if not isinstance(node, LlamaIndexDocument):
+        return node
+    return TextNode(
+        id_=node.id_,
+        text=node.text,
+        metadata=node.metadata,
+        excluded_embed_metadata_keys=node.excluded_embed_metadata_keys,
+        excluded_llm_metadata_keys=node.excluded_llm_metadata_keys,
+        metadata_template=node.metadata_template,
+        metadata_separator=node.metadata_separator,
+        text_template=node.text_template,
+        relationships={**node.relationships, NodeRelationship.SOURCE: node.as_related_node_info()},
+    )
+
+
+def title_of(node: BaseNode, mode: MetadataMode) -> str:
+    """What is read before a node's text."""
+    return node.get_metadata_str(mode).strip()
+
+
+def store_nodes(engine: Engine, nodes: Iterable[BaseNode], mode: MetadataMode) -> list[str]:
+    """Store nodes in an engine; their ids, in order. See `JaColBERTRetriever.add_nodes`."""
+    documents = [_document(_as_text_node(node), mode) for node in nodes]
+    engine.upsert(documents)
+    return [document.id for document in documents]
+
+
+def _document(node: BaseNode, mode: MetadataMode) -> Document:
+    """A node as a document to store: its text and metadata, readable by all, and the rest of it packed."""
+    packed = node_to_metadata_dict(node, remove_text=True)
+    # Not all of what is packed: LlamaIndex's doc_id and the like would replace a user's own keys.
+    metadata = json.loads(packed["_node_content"])["metadata"]
+    metadata |= {key: packed[key] for key in NODE_KEYS}
+    metadata[SOURCE_KEY] = node.ref_doc_id or node.node_id
+    return Document(node.node_id, node.get_content(), metadata, title=title_of(node, mode))
+
+
+def stored_node(document: Document) -> BaseNode:
+    """The node that was stored, or a text node of a document that was never one."""
+    if all(key in document.metadata for key in NODE_KEYS):
+        node = metadata_dict_to_node(dict(document.metadata), text=document.text)
+        node.id_ = document.id  # a copy made by another framework has an id of its own
+        return node
+    metadata = {"title": document.title, **document.metadata} if document.title else document.metadata
+    return TextNode(id_=document.id, text=document.text, metadata=dict(metadata))
+
+
+def found_node(hit: Hit, *, details: bool) -> BaseNode:
+    """The node of a hit; with details of how it was found, which nothing that reads its metadata sees."""
+    node = stored_node(hit.document)
+    if details:
+        node.metadata[DETAILS_KEY] = hit.details()
+        hidden = (DETAILS_KEY, *NODE_KEYS)
+        node.excluded_embed_metadata_keys = _with(node.excluded_embed_metadata_keys, hidden)
+        node.excluded_llm_metadata_keys = _with(node.excluded_llm_metadata_keys, hidden)
+    return node
+
+
+def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*keys, *more]))
