@@ -3,6 +3,8 @@
 Needs langchain-core alone: `pip install 'jacolbert-rag[langchain]'`. Documents keep their ids and metadata
 both ways, and documents that were passed in are never changed. A document without an id gets one from its
 text and metadata, so the same document added twice, in one call or in two, is stored once.
+`metadata["title"]`, where it is a text, is a document's title, which is read before its text: when documents
+are added, split and reranked. Results have it there, also of documents that came into an index another way.
 `JaColBERTVectorStore` is here too, and `JaColBERTTextSplitter` where langchain-text-splitters is installed.
 """
 
@@ -13,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class, split_options
+from jacolbert_rag.adapters import engine_class, split_options, title_in
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.langchain_documents import (
@@ -154,7 +156,7 @@ class JaColBERTRetriever(BaseRetriever):
         """Store documents; one whose id is there already is replaced.
 
         Args:
-            documents: their metadata must be JSON.
+            documents: their metadata must be JSON; `metadata["title"]` is read before the text.
             ids: of each, in place of the document's own; None where that holds.
 
         Returns:
@@ -257,13 +259,16 @@ class JaColBERTReranker(BaseDocumentCompressor):
     ) -> list[LangChainDocument]:
         """Copies of the best `top_n` documents, best first, with `metadata["relevance_score"]`: raw MaxSim.
 
-        A document without text comes last, with the least score there is: minus the query's tokens.
+        A document without text or title comes last, with the least score there is: minus the query's tokens.
 
         Raises:
             InvalidInputError: the query has no text, or `top_n` is below 1.
         """
         # Positions for ids: documents of other retrievers may have none, or share one.
-        passages = [Document(str(i), document.page_content) for i, document in enumerate(documents)]
+        passages = [
+            Document(str(i), document.page_content, title=title_in(document.metadata))
+            for i, document in enumerate(documents)
+        ]
         ranked = []
         for hit in self.engine.rerank(query, passages, self.top_n):
             document = documents[int(hit.id)].model_copy(deep=True)

@@ -6,8 +6,10 @@ Needs langchain-core alone: `pip install 'jacolbert-rag[langchain]'`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+from jacolbert_rag.adapters import metadata_with_title, title_in
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -63,11 +65,13 @@ def store_documents(
                 "there is `add_texts`."
             )
         id = item.id if id is None else id
+        title = title_in(item.metadata)
         if id is None:
-            document = Document.from_text(item.page_content, item.metadata)
+            # The title is a part of the metadata already, and so of the id.
+            document = replace(Document.from_text(item.page_content, item.metadata), title=title)
             derived[document.id] = document
         else:
-            document = Document(id, item.page_content, item.metadata)
+            document = Document(id, item.page_content, item.metadata, title)
             named.append(document)
         given.append(document.id)
     engine.upsert([*named, *derived.values()])
@@ -105,6 +109,6 @@ def found_document(hit: Hit, score_key: str | None, *, details: bool) -> LangCha
 
 
 def result_of(document: Document) -> LangChainDocument:
-    """A stored document as LangChain's; a title, for which LangChain has no place, joins the metadata."""
-    metadata = {"title": document.title, **document.metadata} if document.title else dict(document.metadata)
+    """A stored document as LangChain's, with its title in the metadata."""
+    metadata = metadata_with_title(document)
     return LangChainDocument(id=document.id, page_content=document.text, metadata=metadata)

@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class
+from jacolbert_rag.adapters import engine_class, title_in
 from jacolbert_rag.config import ModelOptions
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -37,9 +37,9 @@ class JaColBERTTextSplitter(TextSplitter):
         splitter = JaColBERTTextSplitter.from_retriever(retriever)
         retriever.add_documents(splitter.split_documents(documents))
 
-    A chunk has the metadata of its document and an id made from the document's and from what the chunk says,
-    so that a changed document gives new ids only where it has changed. Where a document has no id, its
-    chunks have none; where it fits whole, it keeps its own.
+    A chunk has the metadata of its document, of which a title is read before each chunk, and an id made from
+    the document's and from what the chunk says, so that a changed document gives new ids only where it has
+    changed. Where a document has no id, its chunks have none; where it fits whole, it keeps its own.
     """
 
     def __init__(self, splitter: Splitter, *, add_start_index: bool = False) -> None:
@@ -117,7 +117,7 @@ class JaColBERTTextSplitter(TextSplitter):
 
     def _chunks(self, document: Document) -> Iterator[Document]:
         text = document.page_content
-        chunks = self.splitter.chunks(text)
+        chunks = self.splitter.chunks(text, title=title_in(document.metadata))
         ids: Sequence[str | None] = [document.id] * len(chunks)
         if document.id is not None and [chunk.text for chunk in chunks] != [text.strip()]:
             ids = chunk_ids(document.id, [chunk.text for chunk in chunks])

@@ -2,7 +2,7 @@
 
 Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`. A node is stored whole, so it comes
 back with its id, metadata, relationships and excluded keys. Documents that came into an index another way
-come back as a `TextNode` with their metadata. Nodes that were passed in are never changed.
+come back as a `TextNode` with their metadata and title. Nodes that were passed in are never changed.
 `JaColBERTVectorStore`, `NoEmbedding` and `JaColBERTNodeParser` are here too, from modules of their own.
 """
 
@@ -89,7 +89,8 @@ class JaColBERTRetriever(BaseRetriever):
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
             that key.
         abstain: return nothing where nothing answers; the engine must have been calibrated.
-        metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
+        metadata_mode: which of a node's metadata is encoded before its text when nodes are added; by `NONE`,
+            `metadata["title"]` where it is a text, unless `excluded_embed_metadata_keys` names it.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class JaColBERTRerank(BaseNodePostprocessor):
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`; its index is not looked at.
         top_n: nodes that are kept, at least 1.
         keep_retrieval_score: put the score that a node came with into `metadata["retrieval_score"]`.
-        metadata_mode: which of a node's metadata is read before its text.
+        metadata_mode: which of a node's metadata is read before its text; see `JaColBERTRetriever`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jacolbert_rag.adapters import TITLE_KEY, metadata_with_title, title_in
 from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf
@@ -93,7 +94,12 @@ def _as_text_node(node: BaseNode) -> BaseNode:
 
 
 def title_of(node: BaseNode, mode: MetadataMode) -> str:
-    """What is read before a node's text."""
+    """What is read before a node's text: the metadata of a mode, or by `NONE` the title among them.
+
+    A title of `excluded_embed_metadata_keys` is none.
+    """
+    if mode is MetadataMode.NONE:
+        return "" if TITLE_KEY in node.excluded_embed_metadata_keys else title_in(node.metadata)
     return node.get_metadata_str(mode).strip()
 
 
@@ -120,8 +126,7 @@ def stored_node(document: Document) -> BaseNode:
         node = metadata_dict_to_node(dict(document.metadata), text=document.text)
         node.id_ = document.id  # a copy made by another framework has an id of its own
         return node
-    metadata = {"title": document.title, **document.metadata} if document.title else document.metadata
-    return TextNode(id_=document.id, text=document.text, metadata=dict(metadata))
+    return TextNode(id_=document.id, text=document.text, metadata=metadata_with_title(document))
 
 
 def found_node(hit: Hit, *, details: bool) -> BaseNode:

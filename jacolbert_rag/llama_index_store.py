@@ -121,7 +121,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
 
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
-        metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
+        metadata_mode: which of a node's metadata is encoded before its text when nodes are added; by `NONE`,
+            `metadata["title"]` where it is a text, unless `excluded_embed_metadata_keys` names it.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
             that key.

@@ -251,6 +251,40 @@ class TestRetriever:
         found = JaColBERTRetriever(engine=retriever, score_key=None).invoke(QUERY)
         assert found == [Document("滋賀県にある湖。", id="b", metadata={"title": "琵琶湖", "頁": 3})]
 
+    def test_a_title_goes_both_ways(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
+        native = NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")
+        retriever.add([native])
+        store, wrapped = JaColBERTVectorStore(retriever), JaColBERTRetriever(engine=retriever)
+        before = store.similarity_search_with_score(QUERY)
+        found = store.get_by_ids(["b"])
+        monkeypatch.setattr(
+            retriever.encoder,
+            "blocks",
+            lambda texts, **kwargs: [pytest.fail(f"encoded {text}") for text in texts],
+        )
+        assert wrapped.add_documents(found) == ["b"]
+        monkeypatch.undo()
+        assert found == store.get_by_ids(["b"])
+        assert retriever.get(["b"])[0].passage == native.passage
+        assert store.similarity_search_with_score(QUERY) == before
+
+    def test_titles_of_users_are_read_and_kept(self, retriever: Engine):
+        store = JaColBERTVectorStore(retriever)
+        given = [
+            Document("滋賀県にある湖。", metadata={"title": "琵琶湖"}),
+            Document("静岡県の山。", id="山", metadata={"title": 3}),
+            Document("北にある島。", id="島", metadata={"title": "　"}),
+        ]
+        ids = store.add_documents(given)
+        assert ids[0] == NativeDocument.from_text(given[0].page_content, given[0].metadata).id  # as ever
+        assert [d.passage for d in retriever.get(ids)] == [
+            "琵琶湖 滋賀県にある湖。",
+            "静岡県の山。",
+            "北にある島。",
+        ]
+        assert [d.metadata for d in store.get_by_ids(ids)] == [d.metadata for d in given]
+        assert [d.id for d in store.similarity_search(QUERY, filter={"title": "琵琶湖"})] == ids[:1]
+
     def test_a_chain_answers_from_what_was_retrieved(self, filled: JaColBERTRetriever):
         prompts = []
 
@@ -408,6 +442,17 @@ class TestReranker:
         for document in found:
             document.metadata.setdefault("部署", []).append("監査")
         assert given == DOCUMENTS
+
+    def test_reads_titles(self, retriever: Engine):
+        given = [Document("滋賀県にある湖。", metadata={"title": "琵琶湖"}), Document("")]
+        found = JaColBERTReranker(engine=retriever).compress_documents(given, QUERY)
+        titled = NativeDocument("0", "滋賀県にある湖。", title="琵琶湖")
+        score = retriever.rerank(QUERY, [titled])[0].score
+        assert (found[0].metadata, found[1].page_content) == (
+            {"title": "琵琶湖", "relevance_score": score},
+            "",
+        )
+        assert score != retriever.rerank(QUERY, ["滋賀県にある湖。"])[0].score
 
     def test_documents_may_share_an_id(self, retriever: Engine):
         given = [Document("琵琶湖", id="同じ"), Document("富士山", id="同じ"), Document("琵琶湖")]

@@ -195,6 +195,23 @@ class TestRetriever:
         (found,) = JaColBERTRetriever(engine).retrieve(QUERY)
         assert found.node == TextNode(id_="b", text="滋賀県にある湖。", metadata={"title": "琵琶湖", "頁": 3})
 
+    def test_a_title_goes_both_ways(self, engine: Engine):
+        native = NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")
+        engine.add([native])
+        adapter = JaColBERTRetriever(engine)
+        (before,) = adapter.retrieve(QUERY)
+        adapter.add_nodes([before.node])
+        assert adapter.retrieve(QUERY) == [before]
+        assert engine.get(["b"])[0].passage == native.passage
+        (reranked,) = JaColBERTRerank(engine=engine).postprocess_nodes([before], query_str=QUERY)
+        assert reranked.score == pytest.approx(before.score, abs=0.1)  # which is of residuals
+
+    def test_titles_are_read_unless_they_are_excluded(self, engine: Engine):
+        titled = TextNode(id_="a", text="滋賀県にある湖。", metadata={"title": "琵琶湖"})
+        hidden = titled.model_copy(update={"id_": "b", "excluded_embed_metadata_keys": ["title"]})
+        JaColBERTRetriever(engine).add_nodes([titled, hidden])
+        assert [d.passage for d in engine] == ["琵琶湖 滋賀県にある湖。", "滋賀県にある湖。"]
+
     def test_what_it_stores_is_readable_without_the_framework(self, filled: JaColBERTRetriever):
         (document,) = filled.engine.get(["湖-1"])
         assert document.text == NODES[0].text
