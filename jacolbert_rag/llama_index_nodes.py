@@ -45,8 +45,8 @@ SOURCE_KEY = "_ref_doc_id"
 def to_filter(filters: MetadataFilters) -> Filter:
     """LlamaIndex's conditions on metadata as the engine's; see `jacolbert_rag.index.filters` for operators.
 
-    "not" holds where none of its conditions does. `is_empty` takes no value: what is given is ignored. No
-    conditions at all let everything through.
+    "not" holds where none of its conditions does. 0 and 1 equal false and true, as they do in LlamaIndex.
+    `is_empty` takes no value: what is given is ignored. No conditions at all let everything through.
 
     Raises:
         InvalidInputError: an operator or a condition is unknown, or a value none that the operator compares
@@ -73,7 +73,17 @@ def to_filter(filters: MetadataFilters) -> Filter:
 def _condition(given: MetadataFilter) -> Condition:
     # An operator is an Enum of texts, which are the engine's own; a newer one it refuses by name.
     operator: Any = getattr(given.operator, "value", given.operator)
-    return Condition(given.key, operator, True if operator == FilterOperator.IS_EMPTY else given.value)
+    value = True if operator == FilterOperator.IS_EMPTY else given.value
+    return Condition(given.key, *_with_truths(operator, value))
+
+
+def _with_truths(operator: Any, value: Any) -> tuple[Any, Any]:
+    """Equality with 0 and 1 as equality with false and true, too: LlamaIndex's filters have no booleans."""
+    values = value if operator in ("in", "nin") and isinstance(value, list) else [value]
+    truths = [bool(each) for each in values if isinstance(each, int | float) and each in (0, 1)]
+    if not truths or operator not in ("==", "!=", "in", "nin"):
+        return operator, value
+    return "in" if operator in ("==", "in") else "nin", [*values, *truths]
 
 
 def _as_text_node(node: BaseNode) -> BaseNode:

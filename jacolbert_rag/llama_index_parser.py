@@ -143,8 +143,8 @@ class JaColBERTNodeParser(NodeParser):
         if 3 * n_title > 2 * budget:
             raise InvalidInputError(
                 f"The metadata of node {node.node_id!r} takes {n_title} of the {budget} tokens of a chunk, "
-                "which leaves too few to its text. Name keys in excluded_embed_metadata_keys, or read a title "
-                "alone: metadata_mode=MetadataMode.NONE."
+                "which leaves too few to its text. Name keys in excluded_embed_metadata_keys, or read a "
+                "title alone: metadata_mode=MetadataMode.NONE."
             )
         chunks = self.splitter.chunks(node.get_content(MetadataMode.NONE), title=title)
         texts = [chunk.text for chunk in chunks]

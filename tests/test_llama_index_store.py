@@ -176,6 +176,22 @@ class TestFilters:
             operator.value for operator in FilterOperator
         }
 
+    @pytest.mark.parametrize(
+        ("operator", "value"),
+        [(operator, value) for operator in ("==", "!=") for value in (0, 1, 1.0, 2, "1")]
+        + [(operator, value) for operator in ("in", "nin") for value in ([0], [1, 2], [0.0], ["1"], [])],
+    )
+    def test_numbers_ask_for_booleans_too(self, engine: Engine, operator: str, value: Any):
+        kept: list[Any] = [True, False, 0, 1, 2, "1", None]
+        nodes = [TextNode(id_=f"規程-{i}", text="規程。", metadata={"廃止": v}) for i, v in enumerate(kept)]
+        nodes.append(TextNode(id_="規程-無", text="規程。"))
+        store = JaColBERTVectorStore(engine=engine)
+        store.add(nodes)
+        filters = where(("廃止", operator, value))
+        stored = {node.node_id: node.metadata for node in nodes}
+        matches = build_metadata_filter_fn(stored.__getitem__, filters)
+        assert asked(store, filters=filters) == {id for id in stored if matches(id)}
+
     def test_conditions_nest(self, store: JaColBERTVectorStore):
         lakes, late = ("タグ", "contains", "湖"), ("年", ">=", 2023)
         assert asked(store, filters=where(lakes, late)) == set()
