@@ -40,6 +40,8 @@ NODE_KEYS = ("_node_content", "_node_type")
 # Metadata key of the document that a node is of, itself where it has none: for filters, which cannot read
 # what is packed. LlamaIndex's own names for it may be keys of the user's.
 SOURCE_KEY = "_ref_doc_id"
+# What filters may call it, as in LlamaIndex's own stores.
+_SOURCE_NAMES = ("ref_doc_id", "doc_id", "document_id")
 
 
 def to_filter(filters: MetadataFilters) -> Filter:
@@ -47,6 +49,8 @@ def to_filter(filters: MetadataFilters) -> Filter:
 
     "not" holds where none of its conditions does. 0 and 1 equal false and true, as they do in LlamaIndex.
     `is_empty` takes no value: what is given is ignored. No conditions at all let everything through.
+    "ref_doc_id", "doc_id" and "document_id" are the document that a node is of, itself where it is of none;
+    where the node's metadata has such a key of its own, they are that.
 
     Raises:
         InvalidInputError: an operator or a condition is unknown, or a value none that the operator compares
@@ -70,11 +74,23 @@ def to_filter(filters: MetadataFilters) -> Filter:
     return joins[filters.condition](parts) if parts else AllOf(())
 
 
-def _condition(given: MetadataFilter) -> Condition:
+def _condition(given: MetadataFilter) -> Filter:
     # An operator is an Enum of texts, which are the engine's own; a newer one it refuses by name.
     operator: Any = getattr(given.operator, "value", given.operator)
     value = True if operator == FilterOperator.IS_EMPTY else given.value
-    return Condition(given.key, *_with_truths(operator, value))
+    condition = Condition(given.key, *_with_truths(operator, value))
+    if given.key not in _SOURCE_NAMES or not _can_be_an_id(value):
+        return condition
+    is_own = Condition(given.key, "exists", True)
+    of_source = AllOf((NoneOf((is_own,)), Condition(SOURCE_KEY, operator, value)))
+    return AnyOf((AllOf((is_own, condition)), of_source))
+
+
+def _can_be_an_id(value: Any) -> bool:
+    """Whether a condition's value can be asked of an id; True is that of `is_empty`."""
+    return value is True or all(
+        isinstance(each, str) for each in (value if isinstance(value, list) else [value])
+    )
 
 
 def _with_truths(operator: Any, value: Any) -> tuple[Any, Any]:

@@ -176,6 +176,25 @@ class TestFilters:
             operator.value for operator in FilterOperator
         }
 
+    @pytest.mark.parametrize("key", ["ref_doc_id", "doc_id", "document_id"])
+    def test_the_document_of_a_node_has_a_name(self, store: JaColBERTVectorStore, key: str):
+        own = {"湖-1"} if key == "doc_id" else set()  # whose metadata have such a key
+
+        def found(operator: str, value: Any) -> set[str]:
+            return asked(store, filters=where((key, operator, value)))
+
+        assert found("==", "地理の本") == found("text_match", "の本") == {"湖-1", "山-1"} - own
+        assert found("in", ["地理の本", "規程-7"]) == {"湖-1", "山-1", "規程-7"} - own
+        assert found("!=", "地理の本") == {"規程-7", "規程-8"} | own
+        assert found("==", "利用者の鍵") == own
+        assert found("is_empty", None) == found("==", 3) == set()
+        nested = where(where((key, "==", "地理の本")), ("年", ">", 2020))
+        assert asked(store, filters=nested) == {"山-1"}
+        retriever = JaColBERTRetriever(store.engine, 9, filters=where((key, "==", "規程-8")))
+        assert [n.node_id for n in retriever.retrieve(QUERY)] == ["規程-8"]
+        store.delete_nodes(filters=where((key, "==", "地理の本")))
+        assert asked(store) == {"規程-7", "規程-8"} | own
+
     @pytest.mark.parametrize(
         ("operator", "value"),
         [(operator, value) for operator in ("==", "!=") for value in (0, 1, 1.0, 2, "1")]
