@@ -6,7 +6,7 @@ Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jacolbert_rag.adapters import TITLE_KEY, metadata_with_title, title_in
@@ -40,6 +40,7 @@ NODE_KEYS = ("_node_content", "_node_type")
 # Metadata key of the document that a node is of, itself where it has none: for filters, which cannot read
 # what is packed. LlamaIndex's own names for it may be keys of the user's.
 SOURCE_KEY = "_ref_doc_id"
+_RESERVED = (*NODE_KEYS, SOURCE_KEY)
 # What filters may call it, as in LlamaIndex's own stores.
 _SOURCE_NAMES = ("ref_doc_id", "doc_id", "document_id")
 
@@ -138,20 +139,56 @@ def store_nodes(engine: Engine, nodes: Iterable[BaseNode], mode: MetadataMode) -
 
 def _document(node: BaseNode, mode: MetadataMode) -> Document:
     """A node as a document to store: its text and metadata, readable by all, and the rest of it packed."""
-    packed = node_to_metadata_dict(node, remove_text=True)
-    # Not all of what is packed: LlamaIndex's doc_id and the like would replace a user's own keys.
-    metadata = json.loads(packed["_node_content"])["metadata"]
-    metadata |= {key: packed[key] for key in NODE_KEYS}
-    metadata[SOURCE_KEY] = node.ref_doc_id or node.node_id
+    content, kind = NODE_KEYS
+    # Of all that LlamaIndex makes of it only this: its doc_id and the like would replace a user's own keys.
+    dumped = json.loads(node_to_metadata_dict(node, remove_text=True)[content])
+    own = dumped.pop("metadata")
+    packed = {key: value for key, value in dumped.items() if not _is_empty_default(node, key, value)}
+    for related in _related(packed):
+        if json.dumps(related["metadata"]) == json.dumps(own):  # as of most chunks and their documents
+            del related["metadata"]
+    if reserved := {key: own[key] for key in _RESERVED if key in own}:
+        packed["metadata"] = reserved  # a user's own keys of these names
+    metadata = {
+        **own,
+        content: json.dumps(packed, ensure_ascii=False),
+        kind: node.class_name(),
+        SOURCE_KEY: node.ref_doc_id or node.node_id,
+    }
     return Document(node.node_id, node.get_content(), metadata, title=title_of(node, mode))
 
 
+def _is_empty_default(node: BaseNode, key: str, value: Any) -> bool:
+    field = type(node).model_fields.get(key)
+    return (
+        value in (None, "", [], {})
+        and field is not None
+        and value == field.get_default(call_default_factory=True)
+    )
+
+
+def _related(packed: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The other nodes of a packed node's relationships, each of them one or a list."""
+    for related in packed.get("relationships", {}).values():
+        yield from related if isinstance(related, list) else [related]
+
+
 def stored_node(document: Document) -> BaseNode:
-    """The node that was stored, or a text node of a document that was never one."""
+    """The node that was stored, or a text node of a document that was never one.
+
+    Text, id and metadata are the document's: another framework may have changed them.
+    """
     if all(key in document.metadata for key in NODE_KEYS):
-        node = metadata_dict_to_node(dict(document.metadata), text=document.text)
-        node.id_ = document.id  # a copy made by another framework has an id of its own
-        return node
+        content, kind = NODE_KEYS
+        packed = json.loads(document.metadata[content])
+        metadata = {key: value for key, value in document.metadata.items() if key not in _RESERVED}
+        # Earlier versions packed all of the metadata.
+        kept = {key: value for key, value in packed.get("metadata", {}).items() if key in _RESERVED}
+        packed |= {"id_": document.id, "metadata": metadata | kept}
+        for related in _related(packed):
+            related.setdefault("metadata", packed["metadata"])
+        parts = {content: json.dumps(packed), kind: document.metadata[kind]}
+        return metadata_dict_to_node(parts, text=document.text)
     return TextNode(id_=document.id, text=document.text, metadata=metadata_with_title(document))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic import ValidationError
 
 from jacolbert_rag import Document as NativeDocument
@@ -194,6 +197,59 @@ class TestRetriever:
         engine.add([NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")])
         (found,) = JaColBERTRetriever(engine).retrieve(QUERY)
         assert found.node == TextNode(id_="b", text="滋賀県にある湖。", metadata={"title": "琵琶湖", "頁": 3})
+
+    def test_metadata_are_stored_once(self, engine: Engine):
+        parser = JaColBERTNodeParser.from_retriever(engine)
+        document = Document(id_="手引", text=GUIDE, metadata={"部署": "総務部の第一課", "頁": 1})
+        nodes = parser.get_nodes_from_documents([document])
+        odd = TextNode(
+            text="値の型が違う文書の節。",
+            metadata={"部署": 1},
+            metadata_separator="",
+            relationships={
+                NodeRelationship.SOURCE: RelatedNodeInfo(node_id="a", metadata={"部署": True}),
+                NodeRelationship.PREVIOUS: RelatedNodeInfo(node_id="b"),
+                NodeRelationship.CHILD: [RelatedNodeInfo(node_id="c", metadata={"部署": 1})],
+            },
+        )
+        adapter = JaColBERTRetriever(engine, 50)
+        adapter.add_nodes([*nodes, odd])
+        found = {n.node_id: n.node for n in adapter.retrieve(QUERY)}
+        assert found == {node.node_id: node for node in [*nodes, odd]}
+        assert found[odd.node_id].to_json() == odd.to_json()
+        for stored in engine.get([node.node_id for node in nodes]):
+            assert json.dumps(dict(stored.metadata), ensure_ascii=False).count("総務部の第一課") == 1
+            assert "embedding" not in stored.metadata["_node_content"]
+
+    def test_users_own_keys_of_reserved_names_survive(self, engine: Engine):
+        own = {"_node_content": "本文", "_node_type": 3, "_ref_doc_id": "利用者", "ref_doc_id": "x", "頁": 1}
+        node = TextNode(id_="a", text="琵琶湖は広い。", metadata=own, relationships=source("本"))
+        adapter = JaColBERTRetriever(engine)
+        for _ in range(2):
+            adapter.add_nodes([node])
+            (found,) = adapter.retrieve(QUERY)
+            assert found.node == node
+
+    def test_metadata_of_another_adapter_come_back(self, filled: JaColBERTRetriever):
+        from jacolbert_rag.langchain import JaColBERTVectorStore
+
+        store = JaColBERTVectorStore(filled.engine)
+        (document,) = store.get_by_ids(["湖-1"])
+        document.metadata["頁"] = 99
+        del document.metadata["分類"]
+        store.add_documents([document])
+        filled.filters = MetadataFilters(filters=[MetadataFilter(key="頁", value=99)])
+        (found,) = filled.retrieve(QUERY)
+        assert found.node.metadata == {"頁": 99, "doc_id": "利用者の鍵"}
+        assert found.node.relationships == NODES[0].relationships
+
+    def test_nodes_of_the_previous_format_are_read(self, engine: Engine):
+        for node in NODES:
+            packed = node_to_metadata_dict(node, remove_text=True)
+            metadata = {**node.metadata, **{key: packed[key] for key in ("_node_content", "_node_type")}}
+            engine.add([NativeDocument(node.node_id, node.text, metadata | {"_ref_doc_id": node.ref_doc_id})])
+        found = JaColBERTRetriever(engine, 9).retrieve(QUERY)
+        assert {n.node_id: n.node for n in found} == {node.node_id: node for node in NODES}
 
     def test_a_title_goes_both_ways(self, engine: Engine):
         native = NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")
