@@ -19,6 +19,7 @@ from jacolbert_rag.adapters import engine_class, split_options, title_in
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.langchain_documents import (
+    SCORE_KEY,
     GivenFilter,
     SearchOptions,
     as_documents,
@@ -73,13 +74,14 @@ class JaColBERTRetriever(BaseRetriever):
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
         k: documents of an answer, at least 1.
-        score_key: metadata key of the score in results (`jacolbert_rag.Hit.score`); None leaves it out.
+        score_key: metadata key of the score in results (`jacolbert_rag.Hit.score`); None leaves it out. A
+            document that has a value of its own there keeps it, so name another key then.
         mode: "jacolbert" finds by token embeddings, "bm25" by words, "hybrid" by both.
         filter: what documents must be to be found: conditions on metadata, such as
             {"lang": "ja", "year": {"$gte": 2020}}, or a function of a LangChain document, which is asked of
             every one.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of results: scores that mean
-            the same for every query, and which characters answered.
+            the same for every query, and which characters answered. A value of a document's own stays there.
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
@@ -88,7 +90,7 @@ class JaColBERTRetriever(BaseRetriever):
     # A public field: private attributes are lost when `configurable_fields` makes the object anew.
     engine: Any = Field(exclude=True, repr=False)
     k: int = 4
-    score_key: str | None = "relevance_score"
+    score_key: str | None = SCORE_KEY
     mode: SearchMode = "jacolbert"
     filter: Any = None
     highlight: bool = False
@@ -155,6 +157,9 @@ class JaColBERTRetriever(BaseRetriever):
     ) -> list[str]:
         """Store documents; one whose id is there already is replaced.
 
+        Documents that were found may be added again: `metadata["jacolbert"]` of a search is not stored, nor
+        is a score under `score_key` or "relevance_score" that the stored document does not have.
+
         Args:
             documents: their metadata must be JSON; `metadata["title"]` is read before the text.
             ids: of each, in place of the document's own; None where that holds.
@@ -166,7 +171,7 @@ class JaColBERTRetriever(BaseRetriever):
             InvalidInputError: `ids` has another length, an id was given twice, a document has no text, or
                 metadata is not JSON. Nothing was stored then.
         """
-        return store_documents(self.engine, documents, ids)
+        return store_documents(self.engine, documents, ids, self.score_key)
 
     def save(self, path: str | Path) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
@@ -257,7 +262,8 @@ class JaColBERTReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[LangChainDocument], query: str, callbacks: Callbacks | None = None
     ) -> list[LangChainDocument]:
-        """Copies of the best `top_n` documents, best first, with `metadata["relevance_score"]`: raw MaxSim.
+        """Copies of the best `top_n` documents, best first, with `metadata["relevance_score"]`: raw MaxSim,
+        in place of what an earlier stage put there.
 
         A document without text or title comes last, with the least score there is: minus the query's tokens.
 
@@ -272,7 +278,7 @@ class JaColBERTReranker(BaseDocumentCompressor):
         ranked = []
         for hit in self.engine.rerank(query, passages, self.top_n):
             document = documents[int(hit.id)].model_copy(deep=True)
-            document.metadata["relevance_score"] = hit.score
+            document.metadata[SCORE_KEY] = hit.score
             ranked.append(document)
         return ranked
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-from jacolbert_rag.adapters import metadata_with_title, title_in
+from jacolbert_rag.adapters import is_free, metadata_with_title, title_in, without_results
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -25,6 +25,8 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+SCORE_KEY = "relevance_score"  # metadata key of a score, by LangChain's custom
 
 # Conditions on metadata (`jacolbert_rag.index.filters.parse`), or a function that is asked of every document.
 GivenFilter: TypeAlias = Mapping[str, Any] | Callable[[LangChainDocument], bool]
@@ -51,31 +53,44 @@ def as_documents(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | Non
 
 
 def store_documents(
-    engine: Engine, documents: Iterable[LangChainDocument], ids: Sequence[str | None] | None
+    engine: Engine,
+    documents: Iterable[LangChainDocument],
+    ids: Sequence[str | None] | None,
+    score_key: str | None = None,
 ) -> list[str]:
     """Store documents, those that are stored already word for word left alone; the id of each, in order."""
     documents = list(documents)
+    ids = _ids_of(documents, ids)
+    score_keys = {SCORE_KEY} if score_key is None else {SCORE_KEY, score_key}
+    pairs = [(id, document.metadata) for id, document in zip(ids, documents, strict=True)]
     given: list[str] = []
     named: list[Document] = []
     derived: dict[str, Document] = {}  # whose ids are their content
-    for i, (item, id) in enumerate(zip(documents, _one_each("ids", ids, len(documents)), strict=True)):
-        if not isinstance(item, LangChainDocument):
-            raise InvalidInputError(
-                f"document {i} is a {type(item).__name__}; expected a langchain_core Document. For strings "
-                "there is `add_texts`."
-            )
-        id = item.id if id is None else id
-        title = title_in(item.metadata)
+    cleaned = without_results(engine, pairs, score_keys)
+    for item, id, metadata in zip(documents, ids, cleaned, strict=True):
+        title = title_in(metadata)
         if id is None:
             # The title is a part of the metadata already, and so of the id.
-            document = replace(Document.from_text(item.page_content, item.metadata), title=title)
+            document = replace(Document.from_text(item.page_content, metadata), title=title)
             derived[document.id] = document
         else:
-            document = Document(id, item.page_content, item.metadata, title)
+            document = Document(id, item.page_content, metadata, title)
             named.append(document)
         given.append(document.id)
     engine.upsert([*named, *derived.values()])
     return given
+
+
+def _ids_of(documents: Sequence[LangChainDocument], ids: Sequence[str | None] | None) -> list[str | None]:
+    """The id given for each document, or else its own."""
+    each = _one_each("ids", ids, len(documents))
+    for i, document in enumerate(documents):
+        if not isinstance(document, LangChainDocument):
+            raise InvalidInputError(
+                f"document {i} is a {type(document).__name__}; expected a langchain_core Document. For "
+                "strings there is `add_texts`."
+            )
+    return [document.id if id is None else id for document, id in zip(documents, each, strict=True)]
 
 
 def _one_each(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
@@ -99,11 +114,12 @@ def native_filter(given: GivenFilter | None) -> Mapping[str, Any] | Callable[[Do
 
 
 def found_document(hit: Hit, score_key: str | None, *, details: bool) -> LangChainDocument:
-    """A hit as a LangChain document."""
+    """A hit as a LangChain document; what its own metadata have under these keys stays."""
     document = result_of(hit.document)
-    if score_key is not None:
+    kept = dict(document.metadata)
+    if score_key is not None and is_free(kept, score_key):
         document.metadata[score_key] = hit.score
-    if details:
+    if details and is_free(kept, DETAILS_KEY):
         document.metadata[DETAILS_KEY] = hit.details()
     return document
 

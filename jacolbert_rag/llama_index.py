@@ -18,7 +18,7 @@ from jacolbert_rag.adapters import engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError
-from jacolbert_rag.llama_index_nodes import found_node, store_nodes, title_of
+from jacolbert_rag.llama_index_nodes import SCORE_KEY, found_node, store_nodes, title_of, with_hidden
 from jacolbert_rag.llama_index_nodes import to_filter as to_filter
 
 # The module above says what to install where the framework is missing, so it comes first.
@@ -87,7 +87,7 @@ class JaColBERTRetriever(BaseRetriever):
         mode: "jacolbert" finds by token embeddings, "bm25" by words, "hybrid" by both.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
-            that key.
+            that key. A value of a node's own stays there.
         abstain: return nothing where nothing answers; the engine must have been calibrated.
         metadata_mode: which of a node's metadata is encoded before its text when nodes are added; by `NONE`,
             `metadata["title"]` where it is a text, unless `excluded_embed_metadata_keys` names it.
@@ -170,6 +170,9 @@ class JaColBERTRetriever(BaseRetriever):
     def add_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
         """Store nodes; one whose id is there already is replaced.
 
+        Nodes that were found may be added again: what a search or a reranker put into their metadata is not
+        stored.
+
         Returns:
             Their ids, in order.
 
@@ -204,7 +207,8 @@ class JaColBERTRerank(BaseNodePostprocessor):
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`; its index is not looked at.
         top_n: nodes that are kept, at least 1.
-        keep_retrieval_score: put the score that a node came with into `metadata["retrieval_score"]`.
+        keep_retrieval_score: put the score that a node came with into `metadata["retrieval_score"]`, which
+            neither prompts nor embeddings read.
         metadata_mode: which of a node's metadata is read before its text; see `JaColBERTRetriever`.
     """
 
@@ -270,8 +274,7 @@ class JaColBERTRerank(BaseNodePostprocessor):
             found = nodes[int(hit.id)]
             node = found.node
             if self.keep_retrieval_score:
-                metadata = {**node.metadata, "retrieval_score": found.score}
-                node = node.model_copy(update={"metadata": metadata})
+                node = with_hidden(node, {SCORE_KEY: found.score})
             ranked.append(NodeWithScore(node=node, score=hit.score))
         return ranked
 

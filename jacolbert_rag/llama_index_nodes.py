@@ -6,10 +6,17 @@ Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jacolbert_rag.adapters import TITLE_KEY, metadata_with_title, title_in
+from jacolbert_rag.adapters import (
+    TITLE_KEY,
+    has_details,
+    is_free,
+    metadata_with_title,
+    title_in,
+    without_results,
+)
 from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, NoneOf
@@ -40,6 +47,7 @@ NODE_KEYS = ("_node_content", "_node_type")
 # Metadata key of the document that a node is of, itself where it has none: for filters, which cannot read
 # what is packed. LlamaIndex's own names for it may be keys of the user's.
 SOURCE_KEY = "_ref_doc_id"
+SCORE_KEY = "retrieval_score"  # metadata key of the score that a node had before it was reranked
 _RESERVED = (*NODE_KEYS, SOURCE_KEY)
 # What filters may call it, as in LlamaIndex's own stores.
 _SOURCE_NAMES = ("ref_doc_id", "doc_id", "document_id")
@@ -132,9 +140,31 @@ def title_of(node: BaseNode, mode: MetadataMode) -> str:
 
 def store_nodes(engine: Engine, nodes: Iterable[BaseNode], mode: MetadataMode) -> list[str]:
     """Store nodes in an engine; their ids, in order. See `JaColBERTRetriever.add_nodes`."""
-    documents = [_document(_as_text_node(node), mode) for node in nodes]
+    documents = [_document(node, mode) for node in _without_results(engine, map(_as_text_node, nodes))]
     engine.upsert(documents)
     return [document.id for document in documents]
+
+
+def _without_results(engine: Engine, nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    """Nodes without what a search or a reranker put into their metadata; those that have none as they are."""
+    nodes = list(nodes)
+    cleaned = without_results(engine, [(node.node_id, node.metadata) for node in nodes], [SCORE_KEY])
+    return [
+        node if len(metadata) == len(node.metadata) else _with_metadata(node, metadata)
+        for node, metadata in zip(nodes, cleaned, strict=True)
+    ]
+
+
+def _with_metadata(node: BaseNode, metadata: dict[str, Any]) -> BaseNode:
+    """A copy of a node with less metadata, of which the keys that are gone are excluded no more."""
+    gone = {*node.metadata} - {*metadata} | ({*NODE_KEYS} if has_details(node.metadata) else set())
+    return node.model_copy(
+        update={
+            "metadata": metadata,
+            "excluded_embed_metadata_keys": [k for k in node.excluded_embed_metadata_keys if k not in gone],
+            "excluded_llm_metadata_keys": [k for k in node.excluded_llm_metadata_keys if k not in gone],
+        }
+    )
 
 
 def _document(node: BaseNode, mode: MetadataMode) -> Document:
@@ -193,14 +223,26 @@ def stored_node(document: Document) -> BaseNode:
 
 
 def found_node(hit: Hit, *, details: bool) -> BaseNode:
-    """The node of a hit; with details of how it was found, which nothing that reads its metadata sees."""
+    """The node of a hit; with details of how it was found, which nothing that reads its metadata sees.
+
+    A value of the node's own under their key stays in their place.
+    """
     node = stored_node(hit.document)
-    if details:
-        node.metadata[DETAILS_KEY] = hit.details()
-        hidden = (DETAILS_KEY, *NODE_KEYS)
-        node.excluded_embed_metadata_keys = _with(node.excluded_embed_metadata_keys, hidden)
-        node.excluded_llm_metadata_keys = _with(node.excluded_llm_metadata_keys, hidden)
-    return node
+    if not details or not is_free(node.metadata, DETAILS_KEY):
+        return node
+    return with_hidden(node, {DETAILS_KEY: hit.details()}, NODE_KEYS)
+
+
+def with_hidden(node: BaseNode, values: Mapping[str, Any], also: Iterable[str] = ()) -> BaseNode:
+    """A copy of a node with more metadata; neither prompts nor embeddings read those, or the other keys."""
+    hidden = (*values, *also)
+    return node.model_copy(
+        update={
+            "metadata": {**node.metadata, **values},
+            "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, hidden),
+            "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, hidden),
+        }
+    )
 
 
 def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:

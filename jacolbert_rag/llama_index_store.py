@@ -125,7 +125,7 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             `metadata["title"]` where it is a text, unless `excluded_embed_metadata_keys` names it.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
-            that key.
+            that key. A value of a node's own stays there.
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
@@ -186,6 +186,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode]) -> list[str]:  # type: ignore[override]  # no unknown arguments
         """Store nodes; one whose id is there already is replaced, and one that is the same left alone.
+
+        Nodes that were found may be added again: what a search or a reranker put into their metadata is not
+        stored.
 
         Returns:
             Their ids, in order.

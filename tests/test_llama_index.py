@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,32 @@ class TestRerank:
             n.node_id: n.score for n in given
         }
         assert given == scored()
+
+    def test_the_retrieval_score_stays_out_of_prompts(self, filled: JaColBERTRetriever):
+        rerank = JaColBERTRerank(engine=filled.engine, keep_retrieval_score=True)
+        chat = RetrieverQueryEngine.from_args(filled, llm=MockLLM(), node_postprocessors=[rerank])
+        answer = chat.query(QUERY)  # MockLLM answers with its prompt
+        assert all("retrieval_score" in node.metadata for node in answer.source_nodes)
+        assert "retrieval_score" not in str(answer)
+
+    @pytest.mark.parametrize("highlight", [False, True])
+    def test_what_was_found_may_be_added_again(self, filled: JaColBERTRetriever, highlight: bool):
+        before = list(filled.engine)
+        filled.highlight, filled.similarity_top_k = highlight, 4
+        rerank = JaColBERTRerank(engine=filled.engine, top_n=4, keep_retrieval_score=True)
+        for found in (
+            filled.retrieve(QUERY),
+            rerank.postprocess_nodes(filled.retrieve(QUERY), query_str=QUERY),
+        ):
+            kept = deepcopy(found)
+            filled.add_nodes([each.node for each in found])
+            assert (found, list(filled.engine)) == (kept, before)
+        own = TextNode(id_="x", text="湖。", metadata={"jacolbert": {"版": 2}, "retrieval_score": 0.5})
+        filled.similarity_top_k = 5
+        for _ in range(2):
+            filled.add_nodes([own])
+            (node,) = [n.node for n in filled.retrieve(QUERY) if n.node_id == "x"]
+            assert node == own
 
     def test_reads_metadata_when_told_to(self, retriever: Engine):
         rerank = JaColBERTRerank(engine=retriever, metadata_mode=MetadataMode.EMBED)
