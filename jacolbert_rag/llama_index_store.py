@@ -31,7 +31,10 @@ from jacolbert_rag.llama_index_nodes import (
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_DIR,
+    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
@@ -169,20 +172,37 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         return engine
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
-        """Put the index into a folder, from which `load` reads it.
+        """Copy the index as it is now to a folder, from which `from_persist_path` reads it.
 
-        `StorageContext.persist("storage")` calls this with "storage/default__vector_store.json"; that is then
-        a folder.
+        The store stays where it is: what is added later is not in the copy. An index that is to be live in a
+        folder is put there once by `store.engine.save(folder)`. `StorageContext.persist("storage")` calls
+        this with "storage/default__vector_store.json", which is a folder then.
 
         Raises:
             InvalidInputError: `fs` is not the local file system, or the folder holds something else.
         """
-        if fs is not None and type(fs).__name__ != "LocalFileSystem":
-            raise InvalidInputError(
-                f"An index is a folder on a local disk, and fs is {type(fs).__name__}. Persist it locally, "
-                "and copy the folder while nothing writes to it."
-            )
-        self.engine.save(persist_path)
+        _check_local(fs)
+        self.engine.copy_to(persist_path)
+
+    @classmethod
+    def from_persist_path(
+        cls, persist_path: str, fs: Any = None, **options: Unpack[StoreLoadOptions]
+    ) -> Self:
+        """`load`, by LlamaIndex's name for it. The folder that it opens is live."""
+        _check_local(fs)
+        return cls.load(persist_path, **options)
+
+    @classmethod
+    def from_persist_dir(
+        cls,
+        persist_dir: str = DEFAULT_PERSIST_DIR,
+        namespace: str = DEFAULT_VECTOR_STORE,
+        fs: Any = None,
+        **options: Unpack[StoreLoadOptions],
+    ) -> Self:
+        """The index that `StorageContext.persist` has put into a folder; see `from_persist_path`."""
+        name = f"{namespace}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
+        return cls.from_persist_path(str(Path(persist_dir) / name), fs, **options)
 
     def add(self, nodes: Sequence[BaseNode]) -> list[str]:  # type: ignore[override]  # no unknown arguments
         """Store nodes; one whose id is there already is replaced, and one that is the same left alone.
@@ -298,6 +318,14 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
     ) -> VectorStoreQueryResult:
         """`query` off the event loop."""
         return await asyncio.to_thread(self.query, query, highlight=highlight, abstain=abstain)
+
+
+def _check_local(fs: Any) -> None:
+    if fs is not None and type(fs).__name__ != "LocalFileSystem":
+        raise InvalidInputError(
+            f"An index is a folder on a local disk, and fs is {type(fs).__name__}. Persist it locally, and "
+            "copy the folder while nothing writes to it."
+        )
 
 
 def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:

@@ -693,6 +693,16 @@ class JaColBERTRetriever:
                 former.close()  # searches that are under way end by themselves
                 cleanup()
 
+    def copy_to(self, path: str | Path) -> None:
+        """Copy the index to a folder, and stay where it is. An index in the folder is replaced.
+
+        Raises:
+            InvalidInputError: the folder holds something that is no index.
+        """
+        with self._writing:
+            self._index.check_open()
+            self._index.copy_to(Path(path).expanduser().resolve())
+
     def refresh(self) -> bool:
         """Read what other processes have written, now rather than at the next search.
 

@@ -539,6 +539,24 @@ class TestVectorStoreIndex:
         again = load_index_from_storage(context, embed_model=NoEmbedding())
         assert again.as_retriever().retrieve(QUERY) == found
 
+    def test_persisting_is_a_copy(self, store: JaColBERTVectorStore, tmp_path: Path):
+        context = StorageContext.from_defaults(vector_store=store)
+        live = store.engine.path
+        context.persist(tmp_path / "storage")
+        assert store.engine.path == live
+        store.delete_nodes(["湖-1"])
+        copied = JaColBERTVectorStore.from_persist_dir(str(tmp_path / "storage"), highlight=True)
+        assert (set(copied.engine.ids()), copied.highlight) == (ALL, True)
+        context.persist(tmp_path / "storage")  # and again, over the first
+        folder = str(tmp_path / "storage" / "default__vector_store.json")
+        assert set(JaColBERTVectorStore.from_persist_path(folder).engine.ids()) == ALL - {"湖-1"}
+        store.engine.save(tmp_path / "索引")
+        store.persist(str(tmp_path / "写し"))
+        store.persist(str(tmp_path / "索引"))  # where it is
+        assert store.engine.path == (tmp_path / "索引").resolve()
+        with pytest.raises(InvalidInputError, match="local disk"):
+            JaColBERTVectorStore.from_persist_dir("storage", fs=object())
+
     def test_index_nodes_lead_on(self, engine: Engine):
         store = JaColBERTVectorStore(engine=engine)
         store.add([IndexNode(id_="章", text="湖の章です。", index_id="湖の章", obj=NODES[0])])
