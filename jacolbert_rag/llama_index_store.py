@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
 from jacolbert_rag.adapters import engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
-from jacolbert_rag.datatypes import Document
+from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.encode.splitter import parent_of
 from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
@@ -43,6 +43,8 @@ from llama_index.core.vector_stores.types import (
 
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+_Restriction: TypeAlias = Filter | Callable[[Document], bool]
 
 # By LlamaIndex's names for them.
 _MODES: dict[str, SearchMode] = {
@@ -255,7 +257,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         Args:
             query: its `query_str` is asked, not its embedding. `node_ids` restricts the search unless it is
                 empty, which is what `VectorStoreIndex` sends; `doc_ids` does so even then. They and `filters`
-                hold together.
+                hold together. Where they are all there is, the `query_str` blank, as `VectorIndexAutoRetriever`
+                may send it, the first nodes that they let through are found, with similarity 0.
             highlight: in place of the attribute; a retriever takes `vector_store_kwargs={"highlight": True}`.
             abstain: in place of the attribute.
 
@@ -263,8 +266,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             Nodes, ids and similarities, best first.
 
         Raises:
-            InvalidInputError: there is no `query_str`, the mode is none of this store's, `alpha` or, in
-                hybrid search, `sparse_top_k` was given, or the engine refuses the rest.
+            InvalidInputError: there is no `query_str`, or it is blank and nothing restricts it, the mode is none
+                of this store's, `alpha` or, in hybrid search, `sparse_top_k` was given, or the engine refuses
+                the rest.
         """
         if query.query_str is None:
             raise InvalidInputError(
@@ -273,14 +277,18 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             )
         mode, k = _mode(query)
         highlight = self.highlight if highlight is None else highlight
-        hits = self.engine.search(
-            query.query_str,
-            k,
-            mode=mode,
-            filter=_restriction(self.engine, query),
-            highlight=highlight,
-            abstain=self.abstain if abstain is None else abstain,
-        )
+        restriction = _restriction(self.engine, query)
+        if not query.query_str.strip():
+            hits = _first(self.engine, restriction, k)
+        else:
+            hits = self.engine.search(
+                query.query_str,
+                k,
+                mode=mode,
+                filter=restriction,
+                highlight=highlight,
+                abstain=self.abstain if abstain is None else abstain,
+            )
         return VectorStoreQueryResult(
             nodes=[found_node(hit, details=highlight) for hit in hits],
             similarities=[hit.score for hit in hits],
@@ -339,19 +347,35 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
     mode = _MODES[asked]
     if query.alpha is not None:
         raise InvalidInputError(
-            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index: "
-            "IndexSettings(lexical=LexicalConfig(weight=...)). Leave alpha out."
+            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index. Leave it "
+            "out, and load the index with the setting: JaColBERTVectorStore.load(path, "
+            "settings=IndexSettings(lexical=LexicalConfig(weight=...)))."
         )
     if mode == "hybrid" and query.sparse_top_k is not None:
         raise InvalidInputError(
             f"sparse_top_k is {query.sparse_top_k!r}, but how many nodes full-text search proposes is a "
-            "setting of the index: IndexSettings(lexical=LexicalConfig(n_fused=...)). Leave sparse_top_k out."
+            "setting of the index. Leave sparse_top_k out, and load the index with the setting: "
+            "JaColBERTVectorStore.load(path, settings=IndexSettings(lexical=LexicalConfig(n_fused=...)))."
         )
     wanted = {"hybrid": query.hybrid_top_k, "bm25": query.sparse_top_k}.get(mode)
     return mode, query.similarity_top_k if wanted is None else wanted
 
 
-def _restriction(engine: Engine, query: VectorStoreQuery) -> Filter | Callable[[Document], bool] | None:
+def _first(engine: Engine, restriction: _Restriction | None, k: int) -> list[Hit]:
+    """The first k nodes that may be found, as hits of no score.
+
+    Raises:
+        InvalidInputError: all may be found.
+    """
+    if restriction is None:
+        raise InvalidInputError(
+            "The query has no text, and nothing restricts it. Pass the text of a question, or filters, whose "
+            "nodes are then found in the order in which they were added. get_nodes() gives all nodes."
+        )
+    return [Hit(document, 0.0) for document in islice(engine.documents(restriction), k)]
+
+
+def _restriction(engine: Engine, query: VectorStoreQuery) -> _Restriction | None:
     """What nodes must be to be found, as the engine takes it."""
     parts = [to_filter(query.filters)] if query.filters is not None else []
     tests: list[Callable[[Document], bool]] = []  # on what is not in the metadata: every document is read

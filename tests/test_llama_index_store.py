@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import (
+    CompletionResponse,
+    CompletionResponseGen,
+    CustomLLM,
+    LLMMetadata,
+    MockLLM,
+)
+from llama_index.core.retrievers import VectorIndexAutoRetriever
 from llama_index.core.schema import (
     Document,
     IndexNode,
@@ -26,7 +33,7 @@ from llama_index.core.vector_stores import (
     MetadataFilters,
     VectorStoreQuery,
 )
-from llama_index.core.vector_stores.types import VectorStoreQueryMode
+from llama_index.core.vector_stores.types import MetadataInfo, VectorStoreInfo, VectorStoreQueryMode
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pydantic import ValidationError
 
@@ -148,6 +155,22 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
 def calibrated(tiny_model: Path) -> Engine:
     """An index that knows which confidence answers."""
     return calibrated_engine(tiny_model)
+
+
+class Saying(CustomLLM):
+    """A language model that always says the same."""
+
+    text: str
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        raise NotImplementedError
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text=self.text)
 
 
 def asked(store: JaColBERTVectorStore, **query: Any) -> set[str]:
@@ -322,8 +345,12 @@ class TestStore:
         hybrid = VectorStoreQueryMode.HYBRID
         assert len(asked(store, mode=hybrid, similarity_top_k=1, hybrid_top_k=3)) == 3
         assert len(asked(store, similarity_top_k=1, hybrid_top_k=3)) == 1
-        with pytest.raises(InvalidInputError, match=r"LexicalConfig\(weight="):
-            asked(store, mode=hybrid, alpha=0.5)
+        for given in (hybrid, VectorStoreQueryMode.DEFAULT):
+            with pytest.raises(
+                InvalidInputError, match=r"Store\.load\(path, settings=.*LexicalConfig\(weight="
+            ):
+                asked(store, mode=given, alpha=0.5)
+            assert asked(store, mode=given, alpha=None) == ALL
         with pytest.raises(InvalidInputError, match=r"LexicalConfig\(n_fused="):
             asked(store, mode=hybrid, sparse_top_k=5)
         assert len(asked(store, mode=VectorStoreQueryMode.SPARSE, sparse_top_k=1)) == 1
@@ -333,6 +360,31 @@ class TestStore:
             store.query(VectorStoreQuery(query_embedding=[0.1], similarity_top_k=1))
         with pytest.raises(TypeError, match="highlite"):
             store.query(VectorStoreQuery(query_str=QUERY), highlite=True)  # type: ignore[call-arg]
+
+    async def test_a_blank_query_finds_by_filters_alone(self, store: JaColBERTVectorStore):
+        filters = where(("年", ">=", 2021))
+        for text, mode in (("", "default"), ("　\n", "hybrid"), ("", "text_search")):
+            query = VectorStoreQuery(
+                query_str=text, similarity_top_k=2, filters=filters, mode=VectorStoreQueryMode(mode)
+            )
+            result = store.query(query, abstain=True)
+            assert (result.nodes, result.similarities) == (NODES[1:3], [0.0, 0.0])
+            assert result.ids == ["山-1", "規程-7"]
+            assert await store.aquery(query, abstain=True) == result
+        blank = VectorStoreQuery(query_str="", similarity_top_k=2, node_ids=["規程-8"])
+        (node,) = store.query(blank, highlight=True).nodes or []
+        assert (node.node_id, node.metadata["jacolbert"]) == ("規程-8", {"score": 0.0, "scores": {}})
+        with pytest.raises(InvalidInputError, match="Pass the text of a question, or filters"):
+            store.query(VectorStoreQuery(query_str=" ", similarity_top_k=2))
+
+    def test_the_auto_retriever_may_leave_the_query_blank(self, store: JaColBERTVectorStore):
+        said = '{"query": "", "filters": [{"key": "部署", "value": "経理", "operator": "=="}]}'
+        info = VectorStoreInfo(
+            content_info="規程", metadata_info=[MetadataInfo(name="部署", type="str", description="部署")]
+        )
+        index = VectorStoreIndex.from_vector_store(store, embed_model=NoEmbedding())
+        retriever = VectorIndexAutoRetriever(index, info, llm=Saying(text=said))
+        assert [n.node for n in retriever.retrieve("経理の規程")] == [NODES[2]]
 
     def test_ids_restrict_a_query(self, store: JaColBERTVectorStore):
         assert asked(store, node_ids=["湖-1", "規程-8", "無い"]) == {"湖-1", "規程-8"}
