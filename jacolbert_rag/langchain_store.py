@@ -152,18 +152,31 @@ class JaColBERTVectorStore(VectorStore):
         """
         return store_documents(self.engine, documents, ids)
 
-    def delete(self, ids: Sequence[str] | None = None) -> bool:  # type: ignore[override]
-        """Remove documents; unknown ids are passed over, so the answer is always True.
+    def delete(  # type: ignore[override]
+        self, ids: Sequence[str] | None = None, *, filter: GivenFilter | None = None
+    ) -> bool:
+        """Remove documents: of these ids, that a filter lets through, or both where both are given.
+
+        Unknown ids are passed over, so the answer is always True.
+
+        Args:
+            ids: of documents, with their chunks where the engine split them; beside a filter, only what
+                is stored under these ids.
+            filter: as searches take it.
 
         Raises:
-            InvalidInputError: `ids` is None. Some stores delete everything then; this one does not guess.
+            InvalidInputError: neither was given. Some stores delete everything then; this one does not guess.
         """
-        if ids is None:
-            raise InvalidInputError(
-                "delete needs the ids to remove. To remove everything: "
-                "store.delete([document.id for document in store.engine])."
-            )
-        self.engine.delete(ids)
+        if ids is None and filter is None:
+            raise InvalidInputError("delete needs ids, or a filter. To remove everything: delete(filter={}).")
+        if filter is None:
+            self.engine.delete(ids or [])
+            return True
+        found = [document.id for document in self.engine.documents(native_filter(filter))]
+        if isinstance(ids, str):
+            raise InvalidInputError(f"ids is the str {ids!r}; expected a list of ids, such as [{ids!r}].")
+        wanted = set(found if ids is None else ids)
+        self.engine.delete([id for id in found if id in wanted])
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[LangChainDocument]:

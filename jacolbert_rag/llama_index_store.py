@@ -221,7 +221,16 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         return store_nodes(self.engine, nodes, self.metadata_mode)
 
     def delete(self, ref_doc_id: str) -> None:  # type: ignore[override]
-        """Remove all nodes of a document; a node without one is its own."""
+        """Remove all nodes of a document; a node without one is its own.
+
+        Raises:
+            InvalidInputError: `ref_doc_id` is no text.
+        """
+        if not isinstance(ref_doc_id, str):
+            raise InvalidInputError(
+                f"ref_doc_id is {ref_doc_id!r}; expected the id of one document, a str. Nodes are removed by "
+                "their own ids, or by filters, with delete_nodes."
+            )
         self.engine.delete(_ids_of(self.engine, ref_doc_id))
 
     def delete_nodes(  # type: ignore[override]
@@ -257,8 +266,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         Args:
             query: its `query_str` is asked, not its embedding. `node_ids` restricts the search unless it is
                 empty, which is what `VectorStoreIndex` sends; `doc_ids` does so even then. They and `filters`
-                hold together. Where they are all there is, the `query_str` blank, as `VectorIndexAutoRetriever`
-                may send it, the first nodes that they let through are found, with similarity 0.
+                hold together. Where they are all there is and `query_str` is blank, which
+                `VectorIndexAutoRetriever` may send, the first nodes that they let through are found, with
+                similarity 0.
             highlight: in place of the attribute; a retriever takes `vector_store_kwargs={"highlight": True}`.
             abstain: in place of the attribute.
 
@@ -266,9 +276,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             Nodes, ids and similarities, best first.
 
         Raises:
-            InvalidInputError: there is no `query_str`, or it is blank and nothing restricts it, the mode is none
-                of this store's, `alpha` or, in hybrid search, `sparse_top_k` was given, or the engine refuses
-                the rest.
+            InvalidInputError: there is no `query_str`, or it is blank and nothing restricts it, the mode is
+                none of this store's, `alpha` or, in hybrid search, `sparse_top_k` was given, or the engine
+                refuses the rest.
         """
         if query.query_str is None:
             raise InvalidInputError(
@@ -347,8 +357,8 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
     mode = _MODES[asked]
     if query.alpha is not None:
         raise InvalidInputError(
-            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index. Leave it "
-            "out, and load the index with the setting: JaColBERTVectorStore.load(path, "
+            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index. "
+            "Leave it out, and load the index with the setting: JaColBERTVectorStore.load(path, "
             "settings=IndexSettings(lexical=LexicalConfig(weight=...)))."
         )
     if mode == "hybrid" and query.sparse_top_k is not None:

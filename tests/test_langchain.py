@@ -391,11 +391,25 @@ class TestVectorStore:
             store.similarity_search(QUERY, k=0)
 
     async def test_delete_needs_ids(self, store: JaColBERTVectorStore):
-        with pytest.raises(InvalidInputError, match="needs the ids"):
+        with pytest.raises(InvalidInputError, match="needs ids, or a filter"):
             store.delete()
         assert store.delete(["湖-1", "無い"]) is True
         assert await store.adelete(["湖-1"]) is True
         assert len(store.engine) == 3
+
+    async def test_deletes_by_filter(self, store: JaColBERTVectorStore):
+        assert store.delete(["湖-1", "規程-7", "無い"], filter={"分類": "地理"}) is True
+        assert {d.id for d in store.engine} >= {"山-1", "規程-7"}
+        assert len(store.engine) == 3
+        assert await store.adelete(filter=lambda document: document.metadata.get("頁") == 34) is True
+        assert store.delete(filter={"分類": "無い"}) is store.delete([], filter={}) is True
+        assert len(store.engine) == 2
+        with pytest.raises(InvalidInputError, match="such as"):
+            store.delete("規程-7")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="such as"):
+            store.delete("規程-7", filter={})  # type: ignore[arg-type]
+        store.delete(filter={})
+        assert len(store.engine) == 0
 
     async def test_async_calls_run_off_the_loop(
         self, store: JaColBERTVectorStore, monkeypatch: pytest.MonkeyPatch

@@ -412,6 +412,8 @@ class TestStore:
         assert len(store.engine) == 4
         store.delete("地理の本")
         assert asked(store) == {"規程-7", "規程-8"}
+        with pytest.raises(InvalidInputError, match="delete_nodes"):
+            store.delete(["規程-7"])  # type: ignore[arg-type]
         store.delete("規程-7")  # of no document, so its own
         assert asked(store) == {"規程-8"}
 
