@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from jacolbert_rag.datatypes import DETAILS_KEY, Document
+from jacolbert_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
@@ -18,6 +20,33 @@ def engine_class() -> type[Engine]:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
     return Engine
+
+
+def engine_of(given: Any) -> Engine:
+    """The engine that was given, or that of an adapter that was.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    engine = getattr(given, "engine", given)
+    expected = engine_class()
+    if not isinstance(engine, expected):
+        raise InvalidInputError(
+            f"engine is {given!r:.80}, a {type(given).__name__}; expected a jacolbert_rag.JaColBERTRetriever "
+            "or an adapter over one. from_pretrained and load make both at once."
+        )
+    return engine
+
+
+def check_count(name: str, value: int) -> int:
+    """A number of documents to return.
+
+    Raises:
+        InvalidInputError: it is below 1, or no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InvalidInputError(f"{name} is {value!r}; expected a whole number, at least 1.")
+    return int(value)
 
 
 def split_options(fields: type, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

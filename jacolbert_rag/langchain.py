@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class, split_options, title_in
+from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options, title_in
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.langchain_documents import (
@@ -39,11 +39,12 @@ from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter as JaColBERTTextSplitter
     from jacolbert_rag.langchain_store import JaColBERTVectorStore as JaColBERTVectorStore
+    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 
 class RetrieverFields(SearchOptions, total=False):
@@ -72,7 +73,7 @@ class JaColBERTRetriever(BaseRetriever):
     the attributes; `filter={}` lets every document through.
 
     Attributes:
-        engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
+        engine: the framework-free `jacolbert_rag.JaColBERTRetriever`; of an adapter, its own is taken.
         k: documents of an answer, at least 1.
         score_key: metadata key of the score in results (`jacolbert_rag.Hit.score`); None leaves it out. A
             document that has a value of its own there keeps it, so name another key then.
@@ -85,7 +86,7 @@ class JaColBERTRetriever(BaseRetriever):
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     # A public field: private attributes are lost when `configurable_fields` makes the object anew.
     engine: Any = Field(exclude=True, repr=False)
@@ -95,6 +96,16 @@ class JaColBERTRetriever(BaseRetriever):
     filter: Any = None
     highlight: bool = False
     abstain: bool = False
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_engine(cls, given: Any) -> Engine:
+        return engine_of(given)
+
+    @field_validator("k")
+    @classmethod
+    def _check_k(cls, value: int) -> int:
+        return check_count("k", value)
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[RetrieverOptions]) -> Self:
@@ -242,10 +253,20 @@ class JaColBERTReranker(BaseDocumentCompressor):
         top_n: documents that are kept, at least 1.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     engine: Any = Field(exclude=True, repr=False)
     top_n: int = 3
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_engine(cls, given: Any) -> Engine:
+        return engine_of(given)
+
+    @field_validator("top_n")
+    @classmethod
+    def _check_top_n(cls, value: int) -> int:
+        return check_count("top_n", value)
 
     @classmethod
     def from_pretrained(

@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class, title_in
+from jacolbert_rag.adapters import engine_class, engine_of, title_in
 from jacolbert_rag.config import ModelOptions
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -69,8 +69,7 @@ class JaColBERTTextSplitter(TextSplitter):
             overlap: most tokens that a chunk repeats from the one before.
             add_start_index: see `JaColBERTTextSplitter`.
         """
-        wrapped: Any = getattr(engine, "engine", engine)
-        splitter = Splitter.for_tokenizer(wrapped.encoder.tokenizer, budget=budget, overlap=overlap)
+        splitter = Splitter.for_tokenizer(engine_of(engine).encoder.tokenizer, budget=budget, overlap=overlap)
         return cls(splitter, add_start_index=add_start_index)
 
     @classmethod

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class
+from jacolbert_rag.adapters import engine_class, engine_of
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Hit
 from jacolbert_rag.errors import InvalidInputError
@@ -58,8 +58,12 @@ class JaColBERTVectorStore(VectorStore):
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Wrap a framework-free retriever."""
-        self.engine = engine
+        """Wrap a framework-free retriever, or that of another adapter.
+
+        Raises:
+            InvalidInputError: it is none.
+        """
+        self.engine = engine_of(engine)
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[EngineOptions]) -> Self:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from jacolbert_rag.adapters import engine_class, split_options
+from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError
@@ -25,7 +25,7 @@ from jacolbert_rag.llama_index_nodes import to_filter as to_filter
 # isort: split
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -108,15 +108,30 @@ class JaColBERTRetriever(BaseRetriever):
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
     ) -> None:
-        """Wrap a framework-free retriever; the last four arguments are those of `BaseRetriever`."""
+        """Wrap a framework-free retriever, or that of another adapter.
+
+        The last four arguments are those of `BaseRetriever`.
+
+        Raises:
+            InvalidInputError: `engine` is none, or `similarity_top_k` is below 1.
+        """
         super().__init__(callback_manager, object_map, objects, verbose)
-        self.engine = engine
+        self.engine = engine_of(engine)
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.mode: SearchMode = mode
         self.highlight = highlight
         self.abstain = abstain
         self.metadata_mode = metadata_mode
+
+    @property
+    def similarity_top_k(self) -> int:
+        """Nodes of an answer, at least 1."""
+        return self._similarity_top_k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, k: int) -> None:
+        self._similarity_top_k = check_count("similarity_top_k", k)
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, **options: Unpack[RetrieverOptions]) -> Self:
@@ -212,12 +227,22 @@ class JaColBERTRerank(BaseNodePostprocessor):
         metadata_mode: which of a node's metadata is read before its text; see `JaColBERTRetriever`.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     engine: Any = Field(exclude=True, repr=False)
     top_n: int = 2
     keep_retrieval_score: bool = False
     metadata_mode: MetadataMode = MetadataMode.NONE
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_engine(cls, given: Any) -> Engine:
+        return engine_of(given)
+
+    @field_validator("top_n")
+    @classmethod
+    def _check_top_n(cls, value: int) -> int:
+        return check_count("top_n", value)
 
     @classmethod
     def class_name(cls) -> str:

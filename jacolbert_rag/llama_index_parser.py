@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import engine_class
+from jacolbert_rag.adapters import engine_class, engine_of
 from jacolbert_rag.config import ModelOptions
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError
@@ -79,7 +79,7 @@ class JaColBERTNodeParser(NodeParser):
             metadata_mode: see `JaColBERTNodeParser`.
             callback_manager: is told of parsing.
         """
-        wrapped: Any = getattr(engine, "engine", engine)
+        wrapped = engine_of(engine)
         return cls(
             splitter=Splitter.for_tokenizer(wrapped.encoder.tokenizer, budget=budget, overlap=overlap),
             model_name=wrapped.encoder.checkpoint.name,

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
-from jacolbert_rag.adapters import engine_class, split_options
+from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.encode.splitter import parent_of
@@ -29,7 +29,7 @@ from jacolbert_rag.llama_index_nodes import (
 # The module above says what to install where the framework is missing, so it comes first.
 # isort: split
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
@@ -134,7 +134,7 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     stores_text: bool = True
     is_embedding_query: bool = False
@@ -142,6 +142,11 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
     metadata_mode: MetadataMode = MetadataMode.NONE
     highlight: bool = False
     abstain: bool = False
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_engine(cls, given: Any) -> Engine:
+        return engine_of(given)
 
     @classmethod
     def class_name(cls) -> str:
@@ -368,7 +373,7 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
             "JaColBERTVectorStore.load(path, settings=IndexSettings(lexical=LexicalConfig(n_fused=...)))."
         )
     wanted = {"hybrid": query.hybrid_top_k, "bm25": query.sparse_top_k}.get(mode)
-    return mode, query.similarity_top_k if wanted is None else wanted
+    return mode, check_count("k", query.similarity_top_k if wanted is None else wanted)
 
 
 def _first(engine: Engine, restriction: _Restriction | None, k: int) -> list[Hit]:

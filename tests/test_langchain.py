@@ -131,8 +131,23 @@ class TestRetriever:
     def test_k_below_one_is_refused(self, filled: JaColBERTRetriever, k: int):
         with pytest.raises(InvalidInputError, match="at least 1"):
             filled.invoke(QUERY, k=k)
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTRetriever(engine=filled.engine, k=k).invoke(QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTRetriever(engine=filled.engine, k=k)
+        with pytest.raises(ValidationError, match="at least 1"):
+            filled.k = k
+
+    @pytest.mark.parametrize("given", ["索引", None, object()])
+    def test_what_is_no_engine_is_refused(self, given: Any):
+        for make in (JaColBERTRetriever, JaColBERTReranker):
+            with pytest.raises(ValidationError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(engine=given)
+        with pytest.raises(InvalidInputError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+            JaColBERTVectorStore(given)
+
+    def test_adapters_give_their_engine(self, filled: JaColBERTRetriever):
+        store = JaColBERTVectorStore(filled)  # type: ignore[arg-type]
+        assert JaColBERTRetriever(engine=store).engine is store.engine is filled.engine
+        assert JaColBERTReranker(engine=store).engine is filled.engine
 
     def test_unknown_constructor_arguments_are_refused(self, retriever: Engine, tiny_model: Path):
         with pytest.raises(ValidationError, match="top_k"):
@@ -481,8 +496,8 @@ class TestReranker:
         assert len(reranker.compress_documents(DOCUMENTS, QUERY)) == 1
         with pytest.raises(ValidationError, match="topn"):
             JaColBERTReranker(engine=retriever, topn=1)  # type: ignore[call-arg]
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTReranker(engine=retriever, top_n=0).compress_documents(DOCUMENTS, QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTReranker(engine=retriever, top_n=0)
 
     async def test_async_reranks_off_the_loop(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
         reranker = JaColBERTReranker(engine=retriever)

@@ -38,7 +38,12 @@ from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.encode.splitter import is_chunk_of
-from jacolbert_rag.llama_index import JaColBERTNodeParser, JaColBERTRerank, JaColBERTRetriever
+from jacolbert_rag.llama_index import (
+    JaColBERTNodeParser,
+    JaColBERTRerank,
+    JaColBERTRetriever,
+    JaColBERTVectorStore,
+)
 from tests.conftest import import_error, run_python
 from tests.test_splitter import GUIDE
 
@@ -135,9 +140,26 @@ class TestRetriever:
         assert len(filled.retrieve(QUERY)) == 2
         filled.similarity_top_k = 10
         assert len(filled.retrieve(QUERY)) == 4
-        filled.similarity_top_k = 0
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            filled.retrieve(QUERY)
+        for k in (0, True, 1.5):
+            with pytest.raises(InvalidInputError, match="at least 1"):
+                filled.similarity_top_k = k
+            with pytest.raises(InvalidInputError, match="at least 1"):
+                JaColBERTRetriever(filled.engine, k)
+        assert len(filled.retrieve(QUERY)) == 4
+
+    @pytest.mark.parametrize("given", ["索引", None, object()])
+    def test_what_is_no_engine_is_refused(self, given: Any):
+        for make in (JaColBERTRetriever, JaColBERTNodeParser.from_retriever):
+            with pytest.raises(InvalidInputError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(given)
+        for make in (JaColBERTRerank, JaColBERTVectorStore):
+            with pytest.raises(ValidationError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(engine=given)
+
+    def test_adapters_give_their_engine(self, filled: JaColBERTRetriever):
+        store = JaColBERTVectorStore(engine=filled)
+        assert store.engine is JaColBERTRerank(engine=store).engine is filled.engine
+        assert JaColBERTRetriever(store).engine is filled.engine  # type: ignore[arg-type]
 
     async def test_aretrieve_searches_off_the_loop(
         self, filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
@@ -232,9 +254,9 @@ class TestRetriever:
             assert found.node == node
 
     def test_metadata_of_another_adapter_come_back(self, filled: JaColBERTRetriever):
-        from jacolbert_rag.langchain import JaColBERTVectorStore
+        from jacolbert_rag.langchain import JaColBERTVectorStore as LangChainStore
 
-        store = JaColBERTVectorStore(filled.engine)
+        store = LangChainStore(filled.engine)
         (document,) = store.get_by_ids(["湖-1"])
         document.metadata["頁"] = 99
         del document.metadata["分類"]
@@ -385,8 +407,8 @@ class TestRerank:
         assert len(rerank.postprocess_nodes(scored(), query_str=QUERY)) == 1
         with pytest.raises(ValidationError, match="topn"):
             JaColBERTRerank(engine=retriever, topn=1)  # type: ignore[call-arg]
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTRerank(engine=retriever, top_n=0).postprocess_nodes(scored(), query_str=QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTRerank(engine=retriever, top_n=0)
 
     def test_says_what_it_does(self, retriever: Engine):
         events = []
@@ -543,9 +565,9 @@ class TestNodeParser:
 def test_either_framework_reads_the_others_index(retriever: Engine):
     from langchain_core.documents import Document as LangChainDocument
 
-    from jacolbert_rag.langchain import JaColBERTVectorStore
+    from jacolbert_rag.langchain import JaColBERTVectorStore as LangChainStore
 
-    nodes, store = JaColBERTRetriever(retriever, 2), JaColBERTVectorStore(retriever)
+    nodes, store = JaColBERTRetriever(retriever, 2), LangChainStore(retriever)
     nodes.add_nodes(NODES[:1])
     store.add_documents([LangChainDocument("富士山は山である。", id="山", metadata={"頁": 1})])
     (document,) = store.get_by_ids(["湖-1"])
