@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options, title_in
+from jacolbert_rag.adapters import check_count, engine_class, split_options, title_in
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.langchain_documents import (
@@ -39,12 +39,13 @@ from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, field_validator
+
+from jacolbert_rag.adapter_classes import ModelWithEngine
 
 if TYPE_CHECKING:
     from jacolbert_rag.langchain_splitter import JaColBERTTextSplitter as JaColBERTTextSplitter
     from jacolbert_rag.langchain_store import JaColBERTVectorStore as JaColBERTVectorStore
-    from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
 
 class RetrieverFields(SearchOptions, total=False):
@@ -62,7 +63,7 @@ class RetrieverLoadOptions(RetrieverFields, LoadOptions, total=False):
     """Keyword arguments of `JaColBERTRetriever.load`."""
 
 
-class JaColBERTRetriever(BaseRetriever):
+class JaColBERTRetriever(ModelWithEngine, BaseRetriever):
     """A JaColBERT index as a LangChain retriever.
 
         retriever = JaColBERTRetriever.from_texts(["琵琶湖は日本最大の湖である。"], k=1)
@@ -86,21 +87,14 @@ class JaColBERTRetriever(BaseRetriever):
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid")
 
-    # A public field: private attributes are lost when `configurable_fields` makes the object anew.
-    engine: Any = Field(exclude=True, repr=False)
     k: int = 4
     score_key: str | None = SCORE_KEY
     mode: SearchMode = "jacolbert"
     filter: Any = None
     highlight: bool = False
     abstain: bool = False
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _check_engine(cls, given: Any) -> Engine:
-        return engine_of(given)
 
     @field_validator("k")
     @classmethod
@@ -245,7 +239,7 @@ class JaColBERTRetriever(BaseRetriever):
         )
 
 
-class JaColBERTReranker(BaseDocumentCompressor):
+class JaColBERTReranker(ModelWithEngine, BaseDocumentCompressor):
     """Orders documents that another retriever found, with a JaColBERT model.
 
     Attributes:
@@ -253,15 +247,9 @@ class JaColBERTReranker(BaseDocumentCompressor):
         top_n: documents that are kept, at least 1.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid")
 
-    engine: Any = Field(exclude=True, repr=False)
     top_n: int = 3
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _check_engine(cls, given: Any) -> Engine:
-        return engine_of(given)
 
     @field_validator("top_n")
     @classmethod

@@ -30,6 +30,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
+from jacolbert_rag.adapter_classes import WithEngine
+
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
 
@@ -43,7 +45,7 @@ _NO_MMR = (
 )
 
 
-class JaColBERTVectorStore(VectorStore):
+class JaColBERTVectorStore(WithEngine, VectorStore):
     """A JaColBERT index as a LangChain vector store, such as `langchain_core.indexing.index` fills.
 
         store = JaColBERTVectorStore.from_texts(["琵琶湖は日本最大の湖である。"])

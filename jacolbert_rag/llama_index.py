@@ -25,7 +25,7 @@ from jacolbert_rag.llama_index_nodes import to_filter as to_filter
 # isort: split
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
+from llama_index.core.bridge.pydantic import ConfigDict, field_validator
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -40,6 +40,8 @@ from llama_index.core.schema import (
 )
 from llama_index.core.schema import Document as LlamaIndexDocument
 from llama_index.core.vector_stores import MetadataFilters
+
+from jacolbert_rag.adapter_classes import ModelWithEngine, WithEngine
 
 if TYPE_CHECKING:
     from jacolbert_rag.llama_index_parser import JaColBERTNodeParser as JaColBERTNodeParser
@@ -70,7 +72,7 @@ class RetrieverLoadOptions(RetrieverFields, LoadOptions, total=False):
     """Keyword arguments of `JaColBERTRetriever.load`."""
 
 
-class JaColBERTRetriever(BaseRetriever):
+class JaColBERTRetriever(WithEngine, BaseRetriever):
     """A JaColBERT index as a LlamaIndex retriever.
 
         retriever = JaColBERTRetriever.from_documents([Document(text="琵琶湖は日本最大の湖である。")])
@@ -216,7 +218,7 @@ class JaColBERTRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
 
-class JaColBERTRerank(BaseNodePostprocessor):
+class JaColBERTRerank(ModelWithEngine, BaseNodePostprocessor):
     """Orders nodes that another retriever found, with a JaColBERT model.
 
     Attributes:
@@ -227,17 +229,11 @@ class JaColBERTRerank(BaseNodePostprocessor):
         metadata_mode: which of a node's metadata is read before its text; see `JaColBERTRetriever`.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid")
 
-    engine: Any = Field(exclude=True, repr=False)
     top_n: int = 2
     keep_retrieval_score: bool = False
     metadata_mode: MetadataMode = MetadataMode.NONE
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _check_engine(cls, given: Any) -> Engine:
-        return engine_of(given)
 
     @field_validator("top_n")
     @classmethod

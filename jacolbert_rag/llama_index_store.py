@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
-from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options
+from jacolbert_rag.adapters import check_count, engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.encode.splitter import parent_of
@@ -29,7 +29,7 @@ from jacolbert_rag.llama_index_nodes import (
 # The module above says what to install where the framework is missing, so it comes first.
 # isort: split
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
+from llama_index.core.bridge.pydantic import ConfigDict
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
@@ -40,6 +40,8 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryResult,
 )
+
+from jacolbert_rag.adapter_classes import ModelWithEngine
 
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
@@ -98,7 +100,7 @@ class StoreLoadOptions(StoreFields, LoadOptions, total=False):
     """Keyword arguments of `JaColBERTVectorStore.load`."""
 
 
-class JaColBERTVectorStore(BasePydanticVectorStore):
+class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
     """A JaColBERT index as a LlamaIndex vector store, for `VectorStoreIndex` and `IngestionPipeline`.
 
         store = JaColBERTVectorStore.from_pretrained()
@@ -134,19 +136,13 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid")
 
     stores_text: bool = True
     is_embedding_query: bool = False
-    engine: Any = Field(exclude=True, repr=False)
     metadata_mode: MetadataMode = MetadataMode.NONE
     highlight: bool = False
     abstain: bool = False
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _check_engine(cls, given: Any) -> Engine:
-        return engine_of(given)
 
     @classmethod
     def class_name(cls) -> str:

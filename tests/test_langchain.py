@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,20 @@ class TestReranker:
         found = await asyncio.gather(*(reranker.acompress_documents(DOCUMENTS, QUERY) for _ in range(2)))
         assert found == [expected, expected]
         assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("copied", [copy, deepcopy, lambda each: deepcopy([each, each])[1]])
+def test_copies_share_the_engine(filled: JaColBERTRetriever, copied: Any):
+    store = JaColBERTVectorStore(filled.engine)
+    for adapter in (filled, store, JaColBERTReranker(engine=filled.engine)):
+        again = copied(adapter)
+        assert again is not adapter
+        assert again.engine is filled.engine
+        with pytest.raises(TypeError, match=r"cannot be pickled.*\.load\(path\)"):
+            pickle.dumps(adapter)
+    deep = filled.model_copy(deep=True, update={"k": 3})
+    assert (deep.engine, len(deep.invoke(QUERY))) == (filled.engine, 3)
+    assert copied(store).similarity_search(QUERY) == store.similarity_search(QUERY)
 
 
 def test_import_loads_neither_torch_nor_the_other_framework():

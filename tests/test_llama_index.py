@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import threading
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -560,6 +561,20 @@ class TestNodeParser:
         parser = JaColBERTNodeParser.from_pretrained(tiny_model, overlap=5, document_length=40)
         assert (parser.budget, parser.overlap) == (37, 5)
         assert parser.get_nodes_from_documents([Document(text=" \n")]) == []
+
+
+@pytest.mark.parametrize("copied", [copy, deepcopy])
+def test_copies_share_the_engine(filled: JaColBERTRetriever, copied: Any):
+    store = JaColBERTVectorStore(engine=filled.engine, highlight=True)
+    for adapter in (filled, store, JaColBERTRerank(engine=filled.engine)):
+        again = copied(adapter)
+        assert again is not adapter
+        assert again.engine is filled.engine
+        with pytest.raises(TypeError, match=r"cannot be pickled.*\.load\(path\)"):
+            pickle.dumps(adapter)
+    assert copied(filled).retrieve(QUERY) == filled.retrieve(QUERY)
+    deep = store.model_copy(deep=True)
+    assert (deep.engine, deep.highlight) == (filled.engine, True)
 
 
 def test_either_framework_reads_the_others_index(retriever: Engine):
