@@ -48,11 +48,16 @@ if TYPE_CHECKING:
     from jacolbert_rag.langchain_store import JaColBERTVectorStore as JaColBERTVectorStore
 
 
-class RetrieverFields(SearchOptions, total=False):
+class AnswerOptions(SearchOptions, total=False):
+    """Fields of `JaColBERTRetriever`, but for the engine and k."""
+
+    score_key: str | None
+
+
+class RetrieverFields(AnswerOptions, total=False):
     """Fields of `JaColBERTRetriever`, but for the engine."""
 
     k: int
-    score_key: str | None
 
 
 class RetrieverOptions(RetrieverFields, EngineOptions, total=False):
@@ -177,6 +182,22 @@ class JaColBERTRetriever(ModelWithEngine, BaseRetriever):
                 metadata is not JSON. Nothing was stored then.
         """
         return store_documents(self.engine, documents, ids, self.score_key)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Sequence[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """`add_texts` off the event loop."""
+        return await run_in_executor(None, self.add_texts, texts, metadatas, ids=ids)
+
+    async def aadd_documents(
+        self, documents: Iterable[LangChainDocument], *, ids: Sequence[str | None] | None = None
+    ) -> list[str]:
+        """`add_documents` off the event loop."""
+        return await run_in_executor(None, self.add_documents, documents, ids=ids)
 
     def save(self, path: str | Path) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""

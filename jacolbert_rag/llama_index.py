@@ -9,15 +9,16 @@ come back as a `TextNode` with their metadata and title. Nodes that were passed 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
 from jacolbert_rag.adapters import check_count, engine_class, engine_of, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, ModelOptions, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index.filters import Filter
 from jacolbert_rag.llama_index_nodes import SCORE_KEY, found_node, store_nodes, title_of, with_hidden
 from jacolbert_rag.llama_index_nodes import to_filter as to_filter
 
@@ -52,16 +53,25 @@ if TYPE_CHECKING:
 dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]  # re-exported unmarked
 
 
-class RetrieverFields(TypedDict, total=False):
-    """Arguments of `JaColBERTRetriever` that its other constructors take too."""
+# Conditions on metadata: LlamaIndex's, or the engine's own, dicts too (`jacolbert_rag.index.filters.parse`).
+GivenFilters: TypeAlias = MetadataFilters | Filter | Mapping[str, Any]
 
-    similarity_top_k: int
-    filters: MetadataFilters | None
+
+class AnswerOptions(TypedDict, total=False):
+    """Arguments of `JaColBERTRetriever` that its other constructors take too, but for how many nodes."""
+
+    filters: GivenFilters | None
     mode: SearchMode
     highlight: bool
     abstain: bool
     metadata_mode: MetadataMode
     callback_manager: CallbackManager | None
+
+
+class RetrieverFields(AnswerOptions, total=False):
+    """Arguments of `JaColBERTRetriever` that its other constructors take too."""
+
+    similarity_top_k: int
 
 
 class RetrieverOptions(RetrieverFields, EngineOptions, total=False):
@@ -85,7 +95,8 @@ class JaColBERTRetriever(WithEngine, BaseRetriever):
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
         similarity_top_k: nodes of an answer, at least 1.
-        filters: what nodes must be to be found; nested ones too.
+        filters: what nodes must be to be found: `MetadataFilters`, nested ones too; or what the engine takes,
+            a dict such as {"lang": "ja", "year": {"$gte": 2020}} or a `jacolbert_rag.index.filters.Filter`.
         mode: "jacolbert" finds by token embeddings, "bm25" by words, "hybrid" by both.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
@@ -100,7 +111,7 @@ class JaColBERTRetriever(WithEngine, BaseRetriever):
         engine: Engine,
         similarity_top_k: int = 2,
         *,
-        filters: MetadataFilters | None = None,
+        filters: GivenFilters | None = None,
         mode: SearchMode = "jacolbert",
         highlight: bool = False,
         abstain: bool = False,
@@ -198,6 +209,10 @@ class JaColBERTRetriever(WithEngine, BaseRetriever):
         """
         return store_nodes(self.engine, nodes, self.metadata_mode)
 
+    async def aadd_nodes(self, nodes: Iterable[BaseNode]) -> list[str]:
+        """`add_nodes` off the event loop."""
+        return await asyncio.to_thread(self.add_nodes, nodes)
+
     def save(self, path: str | Path) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
         self.engine.save(path)
@@ -207,7 +222,7 @@ class JaColBERTRetriever(WithEngine, BaseRetriever):
             query_bundle.query_str,
             self.similarity_top_k,
             mode=self.mode,
-            filter=to_filter(self.filters) if self.filters is not None else None,
+            filter=_native(self.filters),
             highlight=self.highlight,
             abstain=self.abstain,
         )
@@ -298,6 +313,11 @@ class JaColBERTRerank(ModelWithEngine, BaseNodePostprocessor):
                 node = with_hidden(node, {SCORE_KEY: found.score})
             ranked.append(NodeWithScore(node=node, score=hit.score))
         return ranked
+
+
+def _native(filters: GivenFilters | None) -> Filter | Mapping[str, Any] | None:
+    """Filters as the engine takes them."""
+    return filters if filters is None or isinstance(filters, Filter | Mapping) else to_filter(filters)
 
 
 # Where the names that are only asked for at times are from.

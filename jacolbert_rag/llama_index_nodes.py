@@ -75,7 +75,7 @@ def to_filter(filters: MetadataFilters) -> Filter:
         condition = getattr(filters, "condition", None)
         raise InvalidInputError(
             f"filters is a {type(filters).__name__} of condition {condition!r}; expected MetadataFilters, "
-            "joined by and, or, or not."
+            "joined by and, or, or not. Dicts and the engine's own filters go to the retriever alone."
         )
     parts = tuple(
         _condition(part) if isinstance(part, MetadataFilter) else to_filter(part) for part in filters.filters

@@ -130,11 +130,11 @@ class JaColBERTNodeParser(NodeParser):
             parsed += self._chunks(node)
         return parsed
 
-    async def _aparse_nodes(
-        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    async def aget_nodes_from_documents(
+        self, documents: Sequence[LlamaIndexDocument], show_progress: bool = False, **kwargs: Any
     ) -> list[BaseNode]:
-        # The base class would count tokens on the event loop.
-        return await asyncio.to_thread(self._parse_nodes, nodes, show_progress=show_progress, **kwargs)
+        """`get_nodes_from_documents` off the event loop, where the base class would do some of it."""
+        return await asyncio.to_thread(self.get_nodes_from_documents, documents, show_progress, **kwargs)
 
     def _chunks(self, node: BaseNode) -> list[TextNode]:
         """A node in nodes that fit; one of its own where it fits whole."""

@@ -325,6 +325,19 @@ class TestRetriever:
         wrapped = retriever.as_langchain(k=3)
         assert isinstance(wrapped, JaColBERTRetriever)
         assert (wrapped.engine, wrapped.k) == (retriever, 3)
+        options: Any = {"mode": "hybrid", "filter": {"頁": 1}, "highlight": True, "score_key": None}
+        chosen = retriever.as_langchain(2, **options)
+        assert {name: getattr(chosen, name) for name in options} == options
+        with pytest.raises(ValidationError, match="fitler"):
+            retriever.as_langchain(fitler={})  # type: ignore[call-arg]
+
+    async def test_adds_off_the_loop(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
+        wrapped = JaColBERTRetriever(engine=retriever)
+        threads = meet(retriever, "upsert", 2, monkeypatch)
+        added = await asyncio.gather(
+            wrapped.aadd_documents(DOCUMENTS[:1]), wrapped.aadd_texts(["湖"], [{"頁": 1}], ids=["a"])
+        )
+        assert (added, threading.main_thread() in threads) == ([["湖-1"], ["a"]], False)
 
 
 class TestVectorStore:

@@ -324,6 +324,17 @@ class TestRetriever:
         wrapped = retriever.as_llama_index(k=3)
         assert isinstance(wrapped, JaColBERTRetriever)
         assert (wrapped.engine, wrapped.similarity_top_k) == (retriever, 3)
+        options: Any = {"mode": "hybrid", "filters": {"頁": 1}, "highlight": True, "abstain": True}
+        chosen = retriever.as_llama_index(2, **options)
+        assert {name: getattr(chosen, name) for name in options} == options
+        with pytest.raises(TypeError, match="filter"):
+            retriever.as_llama_index(filter={})  # type: ignore[call-arg]
+
+    async def test_adds_off_the_loop(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+        adapter = JaColBERTRetriever(engine)
+        threads = meet(engine, "upsert", 2, monkeypatch)
+        added = await asyncio.gather(adapter.aadd_nodes(NODES[:1]), adapter.aadd_nodes(NODES[1:2]))
+        assert (added, threading.main_thread() in threads) == ([["湖-1"], ["山-1"]], False)
 
 
 class TestQueryEngine:
@@ -514,7 +525,7 @@ class TestNodeParser:
     async def test_parses_off_the_loop(self, parser: JaColBERTNodeParser, monkeypatch: pytest.MonkeyPatch):
         documents = [Document(id_="手引", text=GUIDE)]
         expected = parser.get_nodes_from_documents(documents)
-        threads = meet(JaColBERTNodeParser, "_parse_nodes", 2, monkeypatch)
+        threads = meet(JaColBERTNodeParser, "_postprocess_parsed_nodes", 2, monkeypatch)
         found = await asyncio.gather(*(parser.aget_nodes_from_documents(documents) for _ in range(2)))
         assert found == [expected] * 2
         assert threading.main_thread() not in threads

@@ -41,6 +41,7 @@ import jacolbert_rag.llama_index as adapters
 from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
+from jacolbert_rag.index.filters import Condition
 from jacolbert_rag.llama_index import (
     JaColBERTNodeParser,
     JaColBERTRetriever,
@@ -274,6 +275,14 @@ class TestRetriever:
         found = filled.retrieve(QUERY)
         assert [n.node for n in found] == [NODES[1]]
         assert await filled.aretrieve(QUERY) == found
+
+    def test_filters_of_the_engine(self, filled: JaColBERTRetriever):
+        for filters in ({"部署": "地理", "年": {"$gt": 2020}}, Condition("年", "==", 2021)):
+            filled.filters = filters
+            assert [n.node for n in filled.retrieve(QUERY)] == [NODES[1]]
+        filled.filters = ["地理"]  # type: ignore[assignment]
+        with pytest.raises(InvalidInputError, match="expected MetadataFilters"):
+            filled.retrieve(QUERY)
 
     @pytest.mark.parametrize("mode", ["jacolbert", "bm25", "hybrid"])
     async def test_modes(self, filled: JaColBERTRetriever, mode: Any):
