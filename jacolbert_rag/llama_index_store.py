@@ -116,8 +116,8 @@ class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
         pipeline.run(documents=documents)  # again when documents have changed or gone
 
     The model embeds each token itself, so the embeddings of nodes are ignored; but LlamaIndex insists on
-    them. `NoEmbedding` must be the last transformation of a pipeline, which passes over nodes without one in
-    silence, and the `embed_model` of an index.
+    them. `NoEmbedding` must be among the transformations of a pipeline, which passes over nodes without one
+    in silence, and the `embed_model` of an index.
 
     `VectorStoreIndex` restricts searches to the `IndexNode`s among the nodes that it stored itself, where
     there are any; store those by `add`, and make the index by `from_vector_store`.

@@ -722,8 +722,30 @@ class TestIngestionPipeline:
 
     def test_without_an_embedding_llama_index_stores_nothing(self, engine: Engine):
         store = JaColBERTVectorStore(engine=engine)
-        IngestionPipeline(transformations=[], vector_store=store).run(documents=handbook(総務案内="案内。"))
-        assert len(engine) == 0  # why the class says to end with NoEmbedding
+        pipeline = self.pipeline(store, DocstoreStrategy.UPSERTS)
+        pipeline.transformations = []
+        pipeline.run(documents=handbook(総務案内="案内。"))
+        assert len(engine) == 0  # why the class asks for NoEmbedding
+        pipeline.transformations = [NoEmbedding(), JaColBERTNodeParser.from_retriever(store)]
+        pipeline.run(documents=handbook(総務案内="案内。"))
+        assert len(engine) == 0  # the docstore remembers the document
+        pipeline.run(documents=handbook(総務案内="新しい案内。"))
+        assert len(engine) == 1  # in whatever order the transformations are
+
+    def test_refreshing_a_reopened_store_deletes_nothing(self, engine: Engine):
+        store = JaColBERTVectorStore(engine=engine)
+
+        def refresh(text: str) -> None:
+            index = VectorStoreIndex.from_vector_store(
+                store,
+                embed_model=NoEmbedding(),
+                transformations=[JaColBERTNodeParser.from_retriever(store)],
+            )
+            index.refresh_ref_docs(handbook(総務案内=text))
+
+        refresh("会議室は総務部が予約する。")
+        refresh("会議室は各部が予約する。")
+        assert len(engine) == 2  # why README asks for a pipeline and a persisted docstore
 
     async def test_does_not_stop_the_loop(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
         store = JaColBERTVectorStore(engine=engine)
