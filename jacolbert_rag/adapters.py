@@ -97,7 +97,10 @@ def without_results(
         given: id and metadata of each.
         score_keys: under which searches put scores.
     """
-    scored = [{key for key in score_keys if isinstance(metadata.get(key), float)} for _, metadata in given]
+    scored = [
+        {key for key in score_keys if key in metadata and isinstance(metadata[key], float | None)}
+        for _, metadata in given
+    ]
     asked = [id for (id, _), keys in zip(given, scored, strict=True) if keys and isinstance(id, str)]
     stored = {document.id: document.metadata for document in engine.get(asked)} if asked else {}
     cleaned = []

@@ -59,7 +59,8 @@ def to_filter(filters: MetadataFilters) -> Filter:
     "not" holds where none of its conditions does. 0 and 1 equal false and true, as they do in LlamaIndex.
     `is_empty` takes no value: what is given is ignored. No conditions at all let everything through.
     "ref_doc_id", "doc_id" and "document_id" are the document that a node is of, itself where it is of none;
-    where the node's metadata has such a key of its own, they are that.
+    where the node's metadata has such a key of its own, they are that. Of what came into the index another
+    way than as a node they are not known.
 
     Raises:
         InvalidInputError: an operator or a condition is unknown, or a value none that the operator compares

@@ -394,6 +394,9 @@ class TestRerank:
             kept = deepcopy(found)
             filled.add_nodes([each.node for each in found])
             assert (found, list(filled.engine)) == (kept, before)
+        unscored = [NodeWithScore(node=node) for node in NODES]
+        filled.add_nodes([each.node for each in rerank.postprocess_nodes(unscored, query_str=QUERY)])
+        assert list(filled.engine) == before
         own = TextNode(id_="x", text="湖。", metadata={"jacolbert": {"版": 2}, "retrieval_score": 0.5})
         filled.similarity_top_k = 5
         for _ in range(2):
