@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from jacolbert_rag.adapters import engine_class, engine_of, title_in
 from jacolbert_rag.config import ModelOptions
 from jacolbert_rag.encode.splitter import Splitter, chunk_ids
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -36,9 +37,9 @@ class JaColBERTTextSplitter(TextSplitter):
         splitter = JaColBERTTextSplitter.from_retriever(retriever)
         retriever.add_documents(splitter.split_documents(documents))
 
-    A chunk has the metadata of its document and an id made from the document's and from what the chunk says,
-    so that a changed document gives new ids only where it has changed. Where a document has no id, its
-    chunks have none; where it fits whole, it keeps its own.
+    A chunk has the metadata of its document, of which a title is read before each chunk, and an id made from
+    the document's and from what the chunk says, so that a changed document gives new ids only where it has
+    changed. Where a document has no id, its chunks have none; where it fits whole, it keeps its own.
     """
 
     def __init__(self, splitter: Splitter, *, add_start_index: bool = False) -> None:
@@ -68,8 +69,7 @@ class JaColBERTTextSplitter(TextSplitter):
             overlap: most tokens that a chunk repeats from the one before.
             add_start_index: see `JaColBERTTextSplitter`.
         """
-        wrapped: Any = getattr(engine, "engine", engine)
-        splitter = Splitter.for_tokenizer(wrapped.encoder.tokenizer, budget=budget, overlap=overlap)
+        splitter = Splitter.for_tokenizer(engine_of(engine).encoder.tokenizer, budget=budget, overlap=overlap)
         return cls(splitter, add_start_index=add_start_index)
 
     @classmethod
@@ -86,9 +86,7 @@ class JaColBERTTextSplitter(TextSplitter):
 
         The other arguments and what is raised are those of its `from_pretrained`.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        engine = Engine.from_pretrained(model, **options)
+        engine = engine_class().from_pretrained(model, **options)
         return cls.from_retriever(engine, budget=budget, overlap=overlap, add_start_index=add_start_index)
 
     def split_text(self, text: str) -> list[str]:
@@ -118,7 +116,7 @@ class JaColBERTTextSplitter(TextSplitter):
 
     def _chunks(self, document: Document) -> Iterator[Document]:
         text = document.page_content
-        chunks = self.splitter.chunks(text)
+        chunks = self.splitter.chunks(text, title=title_in(document.metadata))
         ids: Sequence[str | None] = [document.id] * len(chunks)
         if document.id is not None and [chunk.text for chunk in chunks] != [text.strip()]:
             ids = chunk_ids(document.id, [chunk.text for chunk in chunks])

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
 
+from jacolbert_rag.adapters import check_count, engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
-from jacolbert_rag.datatypes import Document
+from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.encode.splitter import parent_of
 from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
-from jacolbert_rag.llama_index import (
+from jacolbert_rag.llama_index_nodes import (
     NODE_KEYS,
     SOURCE_KEY,
     found_node,
@@ -28,17 +29,24 @@ from jacolbert_rag.llama_index import (
 # The module above says what to install where the framework is missing, so it comes first.
 # isort: split
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict
 from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_DIR,
+    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryResult,
 )
 
+from jacolbert_rag.adapter_classes import ModelWithEngine
+
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
+
+_Restriction: TypeAlias = Filter | Callable[[Document], bool]
 
 # By LlamaIndex's names for them.
 _MODES: dict[str, SearchMode] = {
@@ -92,7 +100,7 @@ class StoreLoadOptions(StoreFields, LoadOptions, total=False):
     """Keyword arguments of `JaColBERTVectorStore.load`."""
 
 
-class JaColBERTVectorStore(BasePydanticVectorStore):
+class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
     """A JaColBERT index as a LlamaIndex vector store, for `VectorStoreIndex` and `IngestionPipeline`.
 
         store = JaColBERTVectorStore.from_pretrained()
@@ -108,8 +116,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         pipeline.run(documents=documents)  # again when documents have changed or gone
 
     The model embeds each token itself, so the embeddings of nodes are ignored; but LlamaIndex insists on
-    them. `NoEmbedding` must be the last transformation of a pipeline, which passes over nodes without one in
-    silence, and the `embed_model` of an index.
+    them. `NoEmbedding` must be among the transformations of a pipeline, which passes over nodes without one
+    in silence, and the `embed_model` of an index.
 
     `VectorStoreIndex` restricts searches to the `IndexNode`s among the nodes that it stored itself, where
     there are any; store those by `add`, and make the index by `from_vector_store`.
@@ -120,18 +128,18 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
 
     Attributes:
         engine: the framework-free `jacolbert_rag.JaColBERTRetriever`.
-        metadata_mode: which of a node's metadata is encoded before its text when nodes are added.
+        metadata_mode: which of a node's metadata is encoded before its text when nodes are added; by `NONE`,
+            `metadata["title"]` where it is a text, unless `excluded_embed_metadata_keys` names it.
         highlight: put `jacolbert_rag.Hit.details` into `metadata["jacolbert"]` of found nodes: scores that
             mean the same for every query, and which characters answered. Neither prompts nor embeddings read
-            that key.
+            that key. A value of a node's own stays there.
         abstain: return nothing where nothing answers; the engine must have been calibrated.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     stores_text: bool = True
     is_embedding_query: bool = False
-    engine: Any = Field(exclude=True, repr=False)
     metadata_mode: MetadataMode = MetadataMode.NONE
     highlight: bool = False
     abstain: bool = False
@@ -148,10 +156,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.from_pretrained`, which
         tells what is raised.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        fields, rest = _split(options)
-        return cls(engine=Engine.from_pretrained(model, **rest), **fields)
+        fields, rest = split_options(StoreFields, options)
+        return cls(engine=engine_class().from_pretrained(model, **rest), **fields)
 
     @classmethod
     def load(cls, path: str | Path, **options: Unpack[StoreLoadOptions]) -> Self:
@@ -159,10 +165,8 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
 
         Options are the attributes, and those of `jacolbert_rag.JaColBERTRetriever.load`.
         """
-        from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-        fields, rest = _split(options)
-        return cls(engine=Engine.load(path, **rest), **fields)
+        fields, rest = split_options(StoreFields, options)
+        return cls(engine=engine_class().load(path, **rest), **fields)
 
     @property
     def client(self) -> Engine:
@@ -171,23 +175,43 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         return engine
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
-        """Put the index into a folder, from which `load` reads it.
+        """Copy the index as it is now to a folder, from which `from_persist_path` reads it.
 
-        `StorageContext.persist("storage")` calls this with "storage/default__vector_store.json"; that is then
-        a folder.
+        The store stays where it is: what is added later is not in the copy. An index that is to be live in a
+        folder is put there once by `store.engine.save(folder)`. `StorageContext.persist("storage")` calls
+        this with "storage/default__vector_store.json", which is a folder then.
 
         Raises:
             InvalidInputError: `fs` is not the local file system, or the folder holds something else.
         """
-        if fs is not None and type(fs).__name__ != "LocalFileSystem":
-            raise InvalidInputError(
-                f"An index is a folder on a local disk, and fs is {type(fs).__name__}. Persist it locally, "
-                "and copy the folder while nothing writes to it."
-            )
-        self.engine.save(persist_path)
+        _check_local(fs)
+        self.engine.copy_to(persist_path)
+
+    @classmethod
+    def from_persist_path(
+        cls, persist_path: str, fs: Any = None, **options: Unpack[StoreLoadOptions]
+    ) -> Self:
+        """`load`, by LlamaIndex's name for it. The folder that it opens is live."""
+        _check_local(fs)
+        return cls.load(persist_path, **options)
+
+    @classmethod
+    def from_persist_dir(
+        cls,
+        persist_dir: str = DEFAULT_PERSIST_DIR,
+        namespace: str = DEFAULT_VECTOR_STORE,
+        fs: Any = None,
+        **options: Unpack[StoreLoadOptions],
+    ) -> Self:
+        """The index that `StorageContext.persist` has put into a folder; see `from_persist_path`."""
+        name = f"{namespace}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
+        return cls.from_persist_path(str(Path(persist_dir) / name), fs, **options)
 
     def add(self, nodes: Sequence[BaseNode]) -> list[str]:  # type: ignore[override]  # no unknown arguments
         """Store nodes; one whose id is there already is replaced, and one that is the same left alone.
+
+        Nodes that were found may be added again: what a search or a reranker put into their metadata is not
+        stored.
 
         Returns:
             Their ids, in order.
@@ -198,7 +222,16 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         return store_nodes(self.engine, nodes, self.metadata_mode)
 
     def delete(self, ref_doc_id: str) -> None:  # type: ignore[override]
-        """Remove all nodes of a document; a node without one is its own."""
+        """Remove all nodes of a document; a node without one is its own.
+
+        Raises:
+            InvalidInputError: `ref_doc_id` is no text.
+        """
+        if not isinstance(ref_doc_id, str):
+            raise InvalidInputError(
+                f"ref_doc_id is {ref_doc_id!r}; expected the id of one document, a str. Nodes are removed by "
+                "their own ids, or by filters, with delete_nodes."
+            )
         self.engine.delete(_ids_of(self.engine, ref_doc_id))
 
     def delete_nodes(  # type: ignore[override]
@@ -234,7 +267,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         Args:
             query: its `query_str` is asked, not its embedding. `node_ids` restricts the search unless it is
                 empty, which is what `VectorStoreIndex` sends; `doc_ids` does so even then. They and `filters`
-                hold together.
+                hold together. Where they are all there is and `query_str` is blank, which
+                `VectorIndexAutoRetriever` may send, the first nodes that they let through are found, with
+                similarity 0.
             highlight: in place of the attribute; a retriever takes `vector_store_kwargs={"highlight": True}`.
             abstain: in place of the attribute.
 
@@ -242,8 +277,9 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             Nodes, ids and similarities, best first.
 
         Raises:
-            InvalidInputError: there is no `query_str`, the mode is none of this store's, `alpha` or, in
-                hybrid search, `sparse_top_k` was given, or the engine refuses the rest.
+            InvalidInputError: there is no `query_str`, or it is blank and nothing restricts it, the mode is
+                none of this store's, `alpha` or, in hybrid search, `sparse_top_k` was given, or the engine
+                refuses the rest.
         """
         if query.query_str is None:
             raise InvalidInputError(
@@ -252,14 +288,18 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
             )
         mode, k = _mode(query)
         highlight = self.highlight if highlight is None else highlight
-        hits = self.engine.search(
-            query.query_str,
-            k,
-            mode=mode,
-            filter=_restriction(self.engine, query),
-            highlight=highlight,
-            abstain=self.abstain if abstain is None else abstain,
-        )
+        restriction = _restriction(self.engine, query)
+        if not query.query_str.strip():
+            hits = _first(self.engine, restriction, k)
+        else:
+            hits = self.engine.search(
+                query.query_str,
+                k,
+                mode=mode,
+                filter=restriction,
+                highlight=highlight,
+                abstain=self.abstain if abstain is None else abstain,
+            )
         return VectorStoreQueryResult(
             nodes=[found_node(hit, details=highlight) for hit in hits],
             similarities=[hit.score for hit in hits],
@@ -299,10 +339,12 @@ class JaColBERTVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.query, query, highlight=highlight, abstain=abstain)
 
 
-def _split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a constructor as the store's fields, and the rest."""
-    fields = {key: value for key, value in options.items() if key in StoreFields.__annotations__}
-    return fields, {key: value for key, value in options.items() if key not in fields}
+def _check_local(fs: Any) -> None:
+    if fs is not None and type(fs).__name__ != "LocalFileSystem":
+        raise InvalidInputError(
+            f"An index is a folder on a local disk, and fs is {type(fs).__name__}. Persist it locally, and "
+            "copy the folder while nothing writes to it."
+        )
 
 
 def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
@@ -316,19 +358,35 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
     mode = _MODES[asked]
     if query.alpha is not None:
         raise InvalidInputError(
-            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index: "
-            "IndexSettings(lexical=LexicalConfig(weight=...)). Leave alpha out."
+            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index. "
+            "Leave it out, and load the index with the setting: JaColBERTVectorStore.load(path, "
+            "settings=IndexSettings(lexical=LexicalConfig(weight=...)))."
         )
     if mode == "hybrid" and query.sparse_top_k is not None:
         raise InvalidInputError(
             f"sparse_top_k is {query.sparse_top_k!r}, but how many nodes full-text search proposes is a "
-            "setting of the index: IndexSettings(lexical=LexicalConfig(n_fused=...)). Leave sparse_top_k out."
+            "setting of the index. Leave sparse_top_k out, and load the index with the setting: "
+            "JaColBERTVectorStore.load(path, settings=IndexSettings(lexical=LexicalConfig(n_fused=...)))."
         )
     wanted = {"hybrid": query.hybrid_top_k, "bm25": query.sparse_top_k}.get(mode)
-    return mode, query.similarity_top_k if wanted is None else wanted
+    return mode, check_count("k", query.similarity_top_k if wanted is None else wanted)
 
 
-def _restriction(engine: Engine, query: VectorStoreQuery) -> Filter | Callable[[Document], bool] | None:
+def _first(engine: Engine, restriction: _Restriction | None, k: int) -> list[Hit]:
+    """The first k nodes that may be found, as hits of no score.
+
+    Raises:
+        InvalidInputError: all may be found.
+    """
+    if restriction is None:
+        raise InvalidInputError(
+            "The query has no text, and nothing restricts it. Pass the text of a question, or filters, whose "
+            "nodes are then found in the order in which they were added. get_nodes() gives all nodes."
+        )
+    return [Hit(document, 0.0) for document in islice(engine.documents(restriction), k)]
+
+
+def _restriction(engine: Engine, query: VectorStoreQuery) -> _Restriction | None:
     """What nodes must be to be found, as the engine takes it."""
     parts = [to_filter(query.filters)] if query.filters is not None else []
     tests: list[Callable[[Document], bool]] = []  # on what is not in the metadata: every document is read

@@ -57,7 +57,9 @@ from jacolbert_rag.index.view import GivenFilter, View, parsed
 from jacolbert_rag.progress import progress_bar
 
 if TYPE_CHECKING:
+    from jacolbert_rag.langchain import AnswerOptions as LangChainOptions
     from jacolbert_rag.langchain import JaColBERTRetriever as LangChainRetriever
+    from jacolbert_rag.llama_index import AnswerOptions as LlamaIndexOptions
     from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
 logger = logging.getLogger(__name__)
@@ -749,6 +751,16 @@ class JaColBERTRetriever:
                 former.close()  # searches that are under way end by themselves
                 cleanup()
 
+    def copy_to(self, path: str | Path) -> None:
+        """Copy the index to a folder, and stay where it is. An index in the folder is replaced.
+
+        Raises:
+            InvalidInputError: the folder holds something that is no index.
+        """
+        with self._writing:
+            self._index.check_open()
+            self._index.copy_to(Path(path).expanduser().resolve())
+
     def refresh(self) -> bool:
         """Read what other processes have written, now rather than at the next search.
 
@@ -782,17 +794,17 @@ class JaColBERTRetriever:
                 self._cleanup()
         self.encoder.close()
 
-    def as_langchain(self, k: int = 4) -> LangChainRetriever:
-        """This index as a LangChain retriever."""
+    def as_langchain(self, k: int = 4, **options: Unpack[LangChainOptions]) -> LangChainRetriever:
+        """This index as a LangChain retriever; options are its attributes, such as `mode` and `filter`."""
         from jacolbert_rag.langchain import JaColBERTRetriever as LangChainRetriever
 
-        return LangChainRetriever(engine=self, k=k)
+        return LangChainRetriever(engine=self, k=k, **options)
 
-    def as_llama_index(self, k: int = 2) -> LlamaIndexRetriever:
-        """This index as a LlamaIndex retriever."""
+    def as_llama_index(self, k: int = 2, **options: Unpack[LlamaIndexOptions]) -> LlamaIndexRetriever:
+        """This index as a LlamaIndex retriever; options are its attributes, such as `mode` and `filters`."""
         from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
-        return LlamaIndexRetriever(engine=self, similarity_top_k=k)
+        return LlamaIndexRetriever(engine=self, similarity_top_k=k, **options)
 
 
 def _read_to(spans: IntArray) -> int:

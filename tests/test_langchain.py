@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,23 @@ class TestRetriever:
     def test_k_below_one_is_refused(self, filled: JaColBERTRetriever, k: int):
         with pytest.raises(InvalidInputError, match="at least 1"):
             filled.invoke(QUERY, k=k)
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTRetriever(engine=filled.engine, k=k).invoke(QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTRetriever(engine=filled.engine, k=k)
+        with pytest.raises(ValidationError, match="at least 1"):
+            filled.k = k
+
+    @pytest.mark.parametrize("given", ["索引", None, object()])
+    def test_what_is_no_engine_is_refused(self, given: Any):
+        for make in (JaColBERTRetriever, JaColBERTReranker):
+            with pytest.raises(ValidationError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(engine=given)
+        with pytest.raises(InvalidInputError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+            JaColBERTVectorStore(given)
+
+    def test_adapters_give_their_engine(self, filled: JaColBERTRetriever):
+        store = JaColBERTVectorStore(filled)  # type: ignore[arg-type]
+        assert JaColBERTRetriever(engine=store).engine is store.engine is filled.engine
+        assert JaColBERTReranker(engine=store).engine is filled.engine
 
     def test_unknown_constructor_arguments_are_refused(self, retriever: Engine, tiny_model: Path):
         with pytest.raises(ValidationError, match="top_k"):
@@ -251,6 +267,40 @@ class TestRetriever:
         found = JaColBERTRetriever(engine=retriever, score_key=None).invoke(QUERY)
         assert found == [Document("滋賀県にある湖。", id="b", metadata={"title": "琵琶湖", "頁": 3})]
 
+    def test_a_title_goes_both_ways(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
+        native = NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")
+        retriever.add([native])
+        store, wrapped = JaColBERTVectorStore(retriever), JaColBERTRetriever(engine=retriever)
+        before = store.similarity_search_with_score(QUERY)
+        found = store.get_by_ids(["b"])
+        monkeypatch.setattr(
+            retriever.encoder,
+            "blocks",
+            lambda texts, **kwargs: [pytest.fail(f"encoded {text}") for text in texts],
+        )
+        assert wrapped.add_documents(found) == ["b"]
+        monkeypatch.undo()
+        assert found == store.get_by_ids(["b"])
+        assert retriever.get(["b"])[0].passage == native.passage
+        assert store.similarity_search_with_score(QUERY) == before
+
+    def test_titles_of_users_are_read_and_kept(self, retriever: Engine):
+        store = JaColBERTVectorStore(retriever)
+        given = [
+            Document("滋賀県にある湖。", metadata={"title": "琵琶湖"}),
+            Document("静岡県の山。", id="山", metadata={"title": 3}),
+            Document("北にある島。", id="島", metadata={"title": "　"}),
+        ]
+        ids = store.add_documents(given)
+        assert ids[0] == NativeDocument.from_text(given[0].page_content, given[0].metadata).id  # as ever
+        assert [d.passage for d in retriever.get(ids)] == [
+            "琵琶湖 滋賀県にある湖。",
+            "静岡県の山。",
+            "北にある島。",
+        ]
+        assert [d.metadata for d in store.get_by_ids(ids)] == [d.metadata for d in given]
+        assert [d.id for d in store.similarity_search(QUERY, filter={"title": "琵琶湖"})] == ids[:1]
+
     def test_a_chain_answers_from_what_was_retrieved(self, filled: JaColBERTRetriever):
         prompts = []
 
@@ -275,6 +325,19 @@ class TestRetriever:
         wrapped = retriever.as_langchain(k=3)
         assert isinstance(wrapped, JaColBERTRetriever)
         assert (wrapped.engine, wrapped.k) == (retriever, 3)
+        options: Any = {"mode": "hybrid", "filter": {"頁": 1}, "highlight": True, "score_key": None}
+        chosen = retriever.as_langchain(2, **options)
+        assert {name: getattr(chosen, name) for name in options} == options
+        with pytest.raises(ValidationError, match="fitler"):
+            retriever.as_langchain(fitler={})  # type: ignore[call-arg]
+
+    async def test_adds_off_the_loop(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
+        wrapped = JaColBERTRetriever(engine=retriever)
+        threads = meet(retriever, "upsert", 2, monkeypatch)
+        added = await asyncio.gather(
+            wrapped.aadd_documents(DOCUMENTS[:1]), wrapped.aadd_texts(["湖"], [{"頁": 1}], ids=["a"])
+        )
+        assert (added, threading.main_thread() in threads) == ([["湖-1"], ["a"]], False)
 
 
 class TestVectorStore:
@@ -357,11 +420,25 @@ class TestVectorStore:
             store.similarity_search(QUERY, k=0)
 
     async def test_delete_needs_ids(self, store: JaColBERTVectorStore):
-        with pytest.raises(InvalidInputError, match="needs the ids"):
+        with pytest.raises(InvalidInputError, match="needs ids, or a filter"):
             store.delete()
         assert store.delete(["湖-1", "無い"]) is True
         assert await store.adelete(["湖-1"]) is True
         assert len(store.engine) == 3
+
+    async def test_deletes_by_filter(self, store: JaColBERTVectorStore):
+        assert store.delete(["湖-1", "規程-7", "無い"], filter={"分類": "地理"}) is True
+        assert {d.id for d in store.engine} >= {"山-1", "規程-7"}
+        assert len(store.engine) == 3
+        assert await store.adelete(filter=lambda document: document.metadata.get("頁") == 34) is True
+        assert store.delete(filter={"分類": "無い"}) is store.delete([], filter={}) is True
+        assert len(store.engine) == 2
+        with pytest.raises(InvalidInputError, match="such as"):
+            store.delete("規程-7")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="such as"):
+            store.delete("規程-7", filter={})  # type: ignore[arg-type]
+        store.delete(filter={})
+        assert len(store.engine) == 0
 
     async def test_async_calls_run_off_the_loop(
         self, store: JaColBERTVectorStore, monkeypatch: pytest.MonkeyPatch
@@ -409,6 +486,17 @@ class TestReranker:
             document.metadata.setdefault("部署", []).append("監査")
         assert given == DOCUMENTS
 
+    def test_reads_titles(self, retriever: Engine):
+        given = [Document("滋賀県にある湖。", metadata={"title": "琵琶湖"}), Document("")]
+        found = JaColBERTReranker(engine=retriever).compress_documents(given, QUERY)
+        titled = NativeDocument("0", "滋賀県にある湖。", title="琵琶湖")
+        score = retriever.rerank(QUERY, [titled])[0].score
+        assert (found[0].metadata, found[1].page_content) == (
+            {"title": "琵琶湖", "relevance_score": score},
+            "",
+        )
+        assert score != retriever.rerank(QUERY, ["滋賀県にある湖。"])[0].score
+
     def test_documents_may_share_an_id(self, retriever: Engine):
         given = [Document("琵琶湖", id="同じ"), Document("富士山", id="同じ"), Document("琵琶湖")]
         found = JaColBERTReranker(engine=retriever).compress_documents(given, QUERY)
@@ -422,8 +510,8 @@ class TestReranker:
         assert len(reranker.compress_documents(DOCUMENTS, QUERY)) == 1
         with pytest.raises(ValidationError, match="topn"):
             JaColBERTReranker(engine=retriever, topn=1)  # type: ignore[call-arg]
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTReranker(engine=retriever, top_n=0).compress_documents(DOCUMENTS, QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTReranker(engine=retriever, top_n=0)
 
     async def test_async_reranks_off_the_loop(self, retriever: Engine, monkeypatch: pytest.MonkeyPatch):
         reranker = JaColBERTReranker(engine=retriever)
@@ -432,6 +520,20 @@ class TestReranker:
         found = await asyncio.gather(*(reranker.acompress_documents(DOCUMENTS, QUERY) for _ in range(2)))
         assert found == [expected, expected]
         assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("copied", [copy, deepcopy, lambda each: deepcopy([each, each])[1]])
+def test_copies_share_the_engine(filled: JaColBERTRetriever, copied: Any):
+    store = JaColBERTVectorStore(filled.engine)
+    for adapter in (filled, store, JaColBERTReranker(engine=filled.engine)):
+        again = copied(adapter)
+        assert again is not adapter
+        assert again.engine is filled.engine
+        with pytest.raises(TypeError, match=r"cannot be pickled.*\.load\(path\)"):
+            pickle.dumps(adapter)
+    deep = filled.model_copy(deep=True, update={"k": 3})
+    assert (deep.engine, len(deep.invoke(QUERY))) == (filled.engine, 3)
+    assert copied(store).similarity_search(QUERY) == store.similarity_search(QUERY)
 
 
 def test_import_loads_neither_torch_nor_the_other_framework():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.config import LexicalConfig
-from jacolbert_rag.langchain import JaColBERTRetriever, JaColBERTVectorStore
+from jacolbert_rag.langchain import JaColBERTReranker, JaColBERTRetriever, JaColBERTVectorStore
 
 QUERY = "日本で一番大きい湖はどこですか？"
 DOCUMENTS = [
@@ -85,6 +86,10 @@ def calibrated_engine(model: Path) -> Engine:
 def calibrated(tiny_model: Path) -> Engine:
     """See `calibrated_engine`."""
     return calibrated_engine(tiny_model)
+
+
+def before_of(documents: list[NativeDocument], id: str) -> dict[str, Any]:
+    return next(dict(document.metadata) for document in documents if document.id == id)
 
 
 def ids(documents: list[Document]) -> set[str | None]:
@@ -154,6 +159,37 @@ class TestRetriever:
             set(hit.metadata) for hit in hits
         ]
         assert "jacolbert" not in shown.invoke(QUERY, highlight=False)[0].metadata
+
+    @pytest.mark.parametrize("score_key", [None, "relevance_score", "点数"])
+    @pytest.mark.parametrize("highlight", [False, True])
+    def test_what_was_found_may_be_added_again(self, engine: Engine, score_key: str | None, highlight: bool):
+        before = list(engine)
+        wrapped = JaColBERTRetriever(engine=engine, score_key=score_key, highlight=highlight)
+        found = wrapped.invoke(QUERY)
+        kept = deepcopy(found)
+        ids = wrapped.add_documents(found)
+        assert (found, list(engine)) == (kept, before)
+        if score_key != "点数":  # the store knows LangChain's name
+            ranked = JaColBERTReranker(engine=engine, top_n=4).compress_documents(found, QUERY)
+            JaColBERTVectorStore(engine).add_documents(ranked)
+            assert list(engine) == before
+        found[0].metadata["部署"] = "湖沼"
+        found[0].page_content = "琵琶湖は広い。"
+        wrapped.add_documents(found)
+        (changed,) = engine.get(ids[:1])
+        assert changed.metadata == {**before_of(before, ids[0]), "部署": "湖沼"}
+
+    def test_users_own_values_stay(self, engine: Engine):
+        own = {"relevance_score": 0.5, "jacolbert": {"版": 2}}
+        wrapped = JaColBERTRetriever(engine=engine, k=9, highlight=True)
+        wrapped.add_documents([Document("琵琶湖は広い湖です。", id="湖-2", metadata=own)])
+        for _ in range(2):
+            found = {document.id: document for document in wrapped.invoke(QUERY)}
+            assert found["湖-2"].metadata == own
+            assert found["湖-1"].metadata["jacolbert"]["score"] == found["湖-1"].metadata["relevance_score"]
+            wrapped.add_documents([found["湖-2"]])
+        renamed = wrapped.model_copy(update={"score_key": "点数"}).invoke(QUERY)
+        assert all("点数" in document.metadata for document in renamed)
 
     async def test_abstains(self, calibrated: Engine):
         wrapped = JaColBERTRetriever(engine=calibrated, mode="hybrid", abstain=True)

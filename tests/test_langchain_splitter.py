@@ -55,6 +55,14 @@ def test_start_index_is_exact(retriever: Engine, text: str, overlap: int) -> Non
     assert [d.page_content for d in chunks] == 2 * splitter.split_text(text)
 
 
+def test_titles_leave_room(splitter: JaColBERTTextSplitter, retriever: Engine) -> None:
+    document = Document(GUIDE, id="手引", metadata={"title": "総務部の手引　第二版　全社員向け"})
+    chunks = splitter.split_documents([document])
+    JaColBERTVectorStore(retriever).add_documents(chunks)  # without a TruncationWarning
+    assert all(stored.passage.startswith("総務部の手引") for stored in retriever)
+    assert len(chunks) > len(splitter.split_text(GUIDE))
+
+
 def test_documents_keep_metadata_and_are_not_changed(splitter: JaColBERTTextSplitter) -> None:
     documents = [
         Document(GUIDE, id="手引#1", metadata={"部署": ["総務"]}),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import pickle
 import threading
+from copy import copy, deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,20 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic import ValidationError
 
 from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
 from jacolbert_rag.encode.splitter import is_chunk_of
-from jacolbert_rag.llama_index import JaColBERTNodeParser, JaColBERTRerank, JaColBERTRetriever
+from jacolbert_rag.llama_index import (
+    JaColBERTNodeParser,
+    JaColBERTRerank,
+    JaColBERTRetriever,
+    JaColBERTVectorStore,
+)
 from tests.conftest import import_error, run_python
 from tests.test_splitter import GUIDE
 
@@ -131,9 +141,26 @@ class TestRetriever:
         assert len(filled.retrieve(QUERY)) == 2
         filled.similarity_top_k = 10
         assert len(filled.retrieve(QUERY)) == 4
-        filled.similarity_top_k = 0
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            filled.retrieve(QUERY)
+        for k in (0, True, 1.5):
+            with pytest.raises(InvalidInputError, match="at least 1"):
+                filled.similarity_top_k = k
+            with pytest.raises(InvalidInputError, match="at least 1"):
+                JaColBERTRetriever(filled.engine, k)
+        assert len(filled.retrieve(QUERY)) == 4
+
+    @pytest.mark.parametrize("given", ["索引", None, object()])
+    def test_what_is_no_engine_is_refused(self, given: Any):
+        for make in (JaColBERTRetriever, JaColBERTNodeParser.from_retriever):
+            with pytest.raises(InvalidInputError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(given)
+        for make in (JaColBERTRerank, JaColBERTVectorStore):
+            with pytest.raises(ValidationError, match=r"expected a jacolbert_rag\.JaColBERTRetriever"):
+                make(engine=given)
+
+    def test_adapters_give_their_engine(self, filled: JaColBERTRetriever):
+        store = JaColBERTVectorStore(engine=filled)
+        assert store.engine is JaColBERTRerank(engine=store).engine is filled.engine
+        assert JaColBERTRetriever(store).engine is filled.engine  # type: ignore[arg-type]
 
     async def test_aretrieve_searches_off_the_loop(
         self, filled: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
@@ -195,6 +222,76 @@ class TestRetriever:
         (found,) = JaColBERTRetriever(engine).retrieve(QUERY)
         assert found.node == TextNode(id_="b", text="滋賀県にある湖。", metadata={"title": "琵琶湖", "頁": 3})
 
+    def test_metadata_are_stored_once(self, engine: Engine):
+        parser = JaColBERTNodeParser.from_retriever(engine)
+        document = Document(id_="手引", text=GUIDE, metadata={"部署": "総務部の第一課", "頁": 1})
+        nodes = parser.get_nodes_from_documents([document])
+        odd = TextNode(
+            text="値の型が違う文書の節。",
+            metadata={"部署": 1},
+            metadata_separator="",
+            relationships={
+                NodeRelationship.SOURCE: RelatedNodeInfo(node_id="a", metadata={"部署": True}),
+                NodeRelationship.PREVIOUS: RelatedNodeInfo(node_id="b"),
+                NodeRelationship.CHILD: [RelatedNodeInfo(node_id="c", metadata={"部署": 1})],
+            },
+        )
+        adapter = JaColBERTRetriever(engine, 50)
+        adapter.add_nodes([*nodes, odd])
+        found = {n.node_id: n.node for n in adapter.retrieve(QUERY)}
+        assert found == {node.node_id: node for node in [*nodes, odd]}
+        assert found[odd.node_id].to_json() == odd.to_json()
+        for stored in engine.get([node.node_id for node in nodes]):
+            assert json.dumps(dict(stored.metadata), ensure_ascii=False).count("総務部の第一課") == 1
+            assert "embedding" not in stored.metadata["_node_content"]
+
+    def test_users_own_keys_of_reserved_names_survive(self, engine: Engine):
+        own = {"_node_content": "本文", "_node_type": 3, "_ref_doc_id": "利用者", "ref_doc_id": "x", "頁": 1}
+        node = TextNode(id_="a", text="琵琶湖は広い。", metadata=own, relationships=source("本"))
+        adapter = JaColBERTRetriever(engine)
+        for _ in range(2):
+            adapter.add_nodes([node])
+            (found,) = adapter.retrieve(QUERY)
+            assert found.node == node
+
+    def test_metadata_of_another_adapter_come_back(self, filled: JaColBERTRetriever):
+        from jacolbert_rag.langchain import JaColBERTVectorStore as LangChainStore
+
+        store = LangChainStore(filled.engine)
+        (document,) = store.get_by_ids(["湖-1"])
+        document.metadata["頁"] = 99
+        del document.metadata["分類"]
+        store.add_documents([document])
+        filled.filters = MetadataFilters(filters=[MetadataFilter(key="頁", value=99)])
+        (found,) = filled.retrieve(QUERY)
+        assert found.node.metadata == {"頁": 99, "doc_id": "利用者の鍵"}
+        assert found.node.relationships == NODES[0].relationships
+
+    def test_nodes_of_the_previous_format_are_read(self, engine: Engine):
+        for node in NODES:
+            packed = node_to_metadata_dict(node, remove_text=True)
+            metadata = {**node.metadata, **{key: packed[key] for key in ("_node_content", "_node_type")}}
+            engine.add([NativeDocument(node.node_id, node.text, metadata | {"_ref_doc_id": node.ref_doc_id})])
+        found = JaColBERTRetriever(engine, 9).retrieve(QUERY)
+        assert {n.node_id: n.node for n in found} == {node.node_id: node for node in NODES}
+
+    def test_a_title_goes_both_ways(self, engine: Engine):
+        native = NativeDocument("b", "滋賀県にある湖。", {"頁": 3}, title="琵琶湖")
+        engine.add([native])
+        adapter = JaColBERTRetriever(engine)
+        (before,) = adapter.retrieve(QUERY)
+        adapter.add_nodes([before.node])
+        assert adapter.retrieve(QUERY) == [before]
+        assert engine.get(["b"])[0].passage == native.passage
+        (reranked,) = JaColBERTRerank(engine=engine).postprocess_nodes([before], query_str=QUERY)
+        assert reranked.score == pytest.approx(before.score, abs=0.1)  # which is of residuals
+
+    def test_titles_are_read_unless_they_are_excluded(self, engine: Engine):
+        titled = TextNode(id_="a", text="滋賀県にある湖。", metadata={"title": "琵琶湖"})
+        hidden = titled.model_copy(update={"id_": "b", "excluded_embed_metadata_keys": ["title"]})
+        JaColBERTRetriever(engine).add_nodes([titled, hidden])
+        assert [d.passage for d in engine] == ["琵琶湖 滋賀県にある湖。", "滋賀県にある湖。"]
+
     def test_what_it_stores_is_readable_without_the_framework(self, filled: JaColBERTRetriever):
         (document,) = filled.engine.get(["湖-1"])
         assert document.text == NODES[0].text
@@ -227,6 +324,17 @@ class TestRetriever:
         wrapped = retriever.as_llama_index(k=3)
         assert isinstance(wrapped, JaColBERTRetriever)
         assert (wrapped.engine, wrapped.similarity_top_k) == (retriever, 3)
+        options: Any = {"mode": "hybrid", "filters": {"頁": 1}, "highlight": True, "abstain": True}
+        chosen = retriever.as_llama_index(2, **options)
+        assert {name: getattr(chosen, name) for name in options} == options
+        with pytest.raises(TypeError, match="filter"):
+            retriever.as_llama_index(filter={})  # type: ignore[call-arg]
+
+    async def test_adds_off_the_loop(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+        adapter = JaColBERTRetriever(engine)
+        threads = meet(engine, "upsert", 2, monkeypatch)
+        added = await asyncio.gather(adapter.aadd_nodes(NODES[:1]), adapter.aadd_nodes(NODES[1:2]))
+        assert (added, threading.main_thread() in threads) == ([["湖-1"], ["山-1"]], False)
 
 
 class TestQueryEngine:
@@ -267,6 +375,35 @@ class TestRerank:
         }
         assert given == scored()
 
+    def test_the_retrieval_score_stays_out_of_prompts(self, filled: JaColBERTRetriever):
+        rerank = JaColBERTRerank(engine=filled.engine, keep_retrieval_score=True)
+        chat = RetrieverQueryEngine.from_args(filled, llm=MockLLM(), node_postprocessors=[rerank])
+        answer = chat.query(QUERY)  # MockLLM answers with its prompt
+        assert all("retrieval_score" in node.metadata for node in answer.source_nodes)
+        assert "retrieval_score" not in str(answer)
+
+    @pytest.mark.parametrize("highlight", [False, True])
+    def test_what_was_found_may_be_added_again(self, filled: JaColBERTRetriever, highlight: bool):
+        before = list(filled.engine)
+        filled.highlight, filled.similarity_top_k = highlight, 4
+        rerank = JaColBERTRerank(engine=filled.engine, top_n=4, keep_retrieval_score=True)
+        for found in (
+            filled.retrieve(QUERY),
+            rerank.postprocess_nodes(filled.retrieve(QUERY), query_str=QUERY),
+        ):
+            kept = deepcopy(found)
+            filled.add_nodes([each.node for each in found])
+            assert (found, list(filled.engine)) == (kept, before)
+        unscored = [NodeWithScore(node=node) for node in NODES]
+        filled.add_nodes([each.node for each in rerank.postprocess_nodes(unscored, query_str=QUERY)])
+        assert list(filled.engine) == before
+        own = TextNode(id_="x", text="湖。", metadata={"jacolbert": {"版": 2}, "retrieval_score": 0.5})
+        filled.similarity_top_k = 5
+        for _ in range(2):
+            filled.add_nodes([own])
+            (node,) = [n.node for n in filled.retrieve(QUERY) if n.node_id == "x"]
+            assert node == own
+
     def test_reads_metadata_when_told_to(self, retriever: Engine):
         rerank = JaColBERTRerank(engine=retriever, metadata_mode=MetadataMode.EMBED)
         (found,) = rerank.postprocess_nodes(scored()[:1], query_str=QUERY)
@@ -285,8 +422,8 @@ class TestRerank:
         assert len(rerank.postprocess_nodes(scored(), query_str=QUERY)) == 1
         with pytest.raises(ValidationError, match="topn"):
             JaColBERTRerank(engine=retriever, topn=1)  # type: ignore[call-arg]
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            JaColBERTRerank(engine=retriever, top_n=0).postprocess_nodes(scored(), query_str=QUERY)
+        with pytest.raises(ValidationError, match="at least 1"):
+            JaColBERTRerank(engine=retriever, top_n=0)
 
     def test_says_what_it_does(self, retriever: Engine):
         events = []
@@ -391,7 +528,7 @@ class TestNodeParser:
     async def test_parses_off_the_loop(self, parser: JaColBERTNodeParser, monkeypatch: pytest.MonkeyPatch):
         documents = [Document(id_="手引", text=GUIDE)]
         expected = parser.get_nodes_from_documents(documents)
-        threads = meet(JaColBERTNodeParser, "_parse_nodes", 2, monkeypatch)
+        threads = meet(JaColBERTNodeParser, "_postprocess_parsed_nodes", 2, monkeypatch)
         found = await asyncio.gather(*(parser.aget_nodes_from_documents(documents) for _ in range(2)))
         assert found == [expected] * 2
         assert threading.main_thread() not in threads
@@ -440,12 +577,26 @@ class TestNodeParser:
         assert parser.get_nodes_from_documents([Document(text=" \n")]) == []
 
 
+@pytest.mark.parametrize("copied", [copy, deepcopy])
+def test_copies_share_the_engine(filled: JaColBERTRetriever, copied: Any):
+    store = JaColBERTVectorStore(engine=filled.engine, highlight=True)
+    for adapter in (filled, store, JaColBERTRerank(engine=filled.engine)):
+        again = copied(adapter)
+        assert again is not adapter
+        assert again.engine is filled.engine
+        with pytest.raises(TypeError, match=r"cannot be pickled.*\.load\(path\)"):
+            pickle.dumps(adapter)
+    assert copied(filled).retrieve(QUERY) == filled.retrieve(QUERY)
+    deep = store.model_copy(deep=True)
+    assert (deep.engine, deep.highlight) == (filled.engine, True)
+
+
 def test_either_framework_reads_the_others_index(retriever: Engine):
     from langchain_core.documents import Document as LangChainDocument
 
-    from jacolbert_rag.langchain import JaColBERTVectorStore
+    from jacolbert_rag.langchain import JaColBERTVectorStore as LangChainStore
 
-    nodes, store = JaColBERTRetriever(retriever, 2), JaColBERTVectorStore(retriever)
+    nodes, store = JaColBERTRetriever(retriever, 2), LangChainStore(retriever)
     nodes.add_nodes(NODES[:1])
     store.add_documents([LangChainDocument("富士山は山である。", id="山", metadata={"頁": 1})])
     (document,) = store.get_by_ids(["湖-1"])

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import (
+    CompletionResponse,
+    CompletionResponseGen,
+    CustomLLM,
+    LLMMetadata,
+    MockLLM,
+)
+from llama_index.core.retrievers import VectorIndexAutoRetriever
 from llama_index.core.schema import (
     Document,
     IndexNode,
@@ -26,7 +33,7 @@ from llama_index.core.vector_stores import (
     MetadataFilters,
     VectorStoreQuery,
 )
-from llama_index.core.vector_stores.types import VectorStoreQueryMode
+from llama_index.core.vector_stores.types import MetadataInfo, VectorStoreInfo, VectorStoreQueryMode
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pydantic import ValidationError
 
@@ -34,6 +41,7 @@ import jacolbert_rag.llama_index as adapters
 from jacolbert_rag import Document as NativeDocument
 from jacolbert_rag import IndexSettings, InvalidInputError, SearchConfig
 from jacolbert_rag import JaColBERTRetriever as Engine
+from jacolbert_rag.index.filters import Condition
 from jacolbert_rag.llama_index import (
     JaColBERTNodeParser,
     JaColBERTRetriever,
@@ -150,6 +158,22 @@ def calibrated(tiny_model: Path) -> Engine:
     return calibrated_engine(tiny_model)
 
 
+class Saying(CustomLLM):
+    """A language model that always says the same."""
+
+    text: str
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        raise NotImplementedError
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text=self.text)
+
+
 def asked(store: JaColBERTVectorStore, **query: Any) -> set[str]:
     """Ids that a query finds, of all that may be found."""
     result = store.query(VectorStoreQuery(query_str=QUERY, **{"similarity_top_k": 50, **query}))
@@ -175,6 +199,41 @@ class TestFilters:
         assert {operator for _, operator, _, _ in OPERATORS} == {
             operator.value for operator in FilterOperator
         }
+
+    @pytest.mark.parametrize("key", ["ref_doc_id", "doc_id", "document_id"])
+    def test_the_document_of_a_node_has_a_name(self, store: JaColBERTVectorStore, key: str):
+        own = {"湖-1"} if key == "doc_id" else set()  # whose metadata have such a key
+
+        def found(operator: str, value: Any) -> set[str]:
+            return asked(store, filters=where((key, operator, value)))
+
+        assert found("==", "地理の本") == found("text_match", "の本") == {"湖-1", "山-1"} - own
+        assert found("in", ["地理の本", "規程-7"]) == {"湖-1", "山-1", "規程-7"} - own
+        assert found("!=", "地理の本") == {"規程-7", "規程-8"} | own
+        assert found("==", "利用者の鍵") == own
+        assert found("is_empty", None) == found("==", 3) == set()
+        nested = where(where((key, "==", "地理の本")), ("年", ">", 2020))
+        assert asked(store, filters=nested) == {"山-1"}
+        retriever = JaColBERTRetriever(store.engine, 9, filters=where((key, "==", "規程-8")))
+        assert [n.node_id for n in retriever.retrieve(QUERY)] == ["規程-8"]
+        store.delete_nodes(filters=where((key, "==", "地理の本")))
+        assert asked(store) == {"規程-7", "規程-8"} | own
+
+    @pytest.mark.parametrize(
+        ("operator", "value"),
+        [(operator, value) for operator in ("==", "!=") for value in (0, 1, 1.0, 2, "1")]
+        + [(operator, value) for operator in ("in", "nin") for value in ([0], [1, 2], [0.0], ["1"], [])],
+    )
+    def test_numbers_ask_for_booleans_too(self, engine: Engine, operator: str, value: Any):
+        kept: list[Any] = [True, False, 0, 1, 2, "1", None]
+        nodes = [TextNode(id_=f"規程-{i}", text="規程。", metadata={"廃止": v}) for i, v in enumerate(kept)]
+        nodes.append(TextNode(id_="規程-無", text="規程。"))
+        store = JaColBERTVectorStore(engine=engine)
+        store.add(nodes)
+        filters = where(("廃止", operator, value))
+        stored = {node.node_id: node.metadata for node in nodes}
+        matches = build_metadata_filter_fn(stored.__getitem__, filters)
+        assert asked(store, filters=filters) == {id for id in stored if matches(id)}
 
     def test_conditions_nest(self, store: JaColBERTVectorStore):
         lakes, late = ("タグ", "contains", "湖"), ("年", ">=", 2023)
@@ -216,6 +275,14 @@ class TestRetriever:
         found = filled.retrieve(QUERY)
         assert [n.node for n in found] == [NODES[1]]
         assert await filled.aretrieve(QUERY) == found
+
+    def test_filters_of_the_engine(self, filled: JaColBERTRetriever):
+        for filters in ({"部署": "地理", "年": {"$gt": 2020}}, Condition("年", "==", 2021)):
+            filled.filters = filters
+            assert [n.node for n in filled.retrieve(QUERY)] == [NODES[1]]
+        filled.filters = ["地理"]  # type: ignore[assignment]
+        with pytest.raises(InvalidInputError, match="expected MetadataFilters"):
+            filled.retrieve(QUERY)
 
     @pytest.mark.parametrize("mode", ["jacolbert", "bm25", "hybrid"])
     async def test_modes(self, filled: JaColBERTRetriever, mode: Any):
@@ -287,8 +354,12 @@ class TestStore:
         hybrid = VectorStoreQueryMode.HYBRID
         assert len(asked(store, mode=hybrid, similarity_top_k=1, hybrid_top_k=3)) == 3
         assert len(asked(store, similarity_top_k=1, hybrid_top_k=3)) == 1
-        with pytest.raises(InvalidInputError, match=r"LexicalConfig\(weight="):
-            asked(store, mode=hybrid, alpha=0.5)
+        for given in (hybrid, VectorStoreQueryMode.DEFAULT):
+            with pytest.raises(
+                InvalidInputError, match=r"Store\.load\(path, settings=.*LexicalConfig\(weight="
+            ):
+                asked(store, mode=given, alpha=0.5)
+            assert asked(store, mode=given, alpha=None) == ALL
         with pytest.raises(InvalidInputError, match=r"LexicalConfig\(n_fused="):
             asked(store, mode=hybrid, sparse_top_k=5)
         assert len(asked(store, mode=VectorStoreQueryMode.SPARSE, sparse_top_k=1)) == 1
@@ -298,6 +369,31 @@ class TestStore:
             store.query(VectorStoreQuery(query_embedding=[0.1], similarity_top_k=1))
         with pytest.raises(TypeError, match="highlite"):
             store.query(VectorStoreQuery(query_str=QUERY), highlite=True)  # type: ignore[call-arg]
+
+    async def test_a_blank_query_finds_by_filters_alone(self, store: JaColBERTVectorStore):
+        filters = where(("年", ">=", 2021))
+        for text, mode in (("", "default"), ("　\n", "hybrid"), ("", "text_search")):
+            query = VectorStoreQuery(
+                query_str=text, similarity_top_k=2, filters=filters, mode=VectorStoreQueryMode(mode)
+            )
+            result = store.query(query, abstain=True)
+            assert (result.nodes, result.similarities) == (NODES[1:3], [0.0, 0.0])
+            assert result.ids == ["山-1", "規程-7"]
+            assert await store.aquery(query, abstain=True) == result
+        blank = VectorStoreQuery(query_str="", similarity_top_k=2, node_ids=["規程-8"])
+        (node,) = store.query(blank, highlight=True).nodes or []
+        assert (node.node_id, node.metadata["jacolbert"]) == ("規程-8", {"score": 0.0, "scores": {}})
+        with pytest.raises(InvalidInputError, match="Pass the text of a question, or filters"):
+            store.query(VectorStoreQuery(query_str=" ", similarity_top_k=2))
+
+    def test_the_auto_retriever_may_leave_the_query_blank(self, store: JaColBERTVectorStore):
+        said = '{"query": "", "filters": [{"key": "部署", "value": "経理", "operator": "=="}]}'
+        info = VectorStoreInfo(
+            content_info="規程", metadata_info=[MetadataInfo(name="部署", type="str", description="部署")]
+        )
+        index = VectorStoreIndex.from_vector_store(store, embed_model=NoEmbedding())
+        retriever = VectorIndexAutoRetriever(index, info, llm=Saying(text=said))
+        assert [n.node for n in retriever.retrieve("経理の規程")] == [NODES[2]]
 
     def test_ids_restrict_a_query(self, store: JaColBERTVectorStore):
         assert asked(store, node_ids=["湖-1", "規程-8", "無い"]) == {"湖-1", "規程-8"}
@@ -325,6 +421,8 @@ class TestStore:
         assert len(store.engine) == 4
         store.delete("地理の本")
         assert asked(store) == {"規程-7", "規程-8"}
+        with pytest.raises(InvalidInputError, match="delete_nodes"):
+            store.delete(["規程-7"])  # type: ignore[arg-type]
         store.delete("規程-7")  # of no document, so its own
         assert asked(store) == {"規程-8"}
 
@@ -504,6 +602,24 @@ class TestVectorStoreIndex:
         again = load_index_from_storage(context, embed_model=NoEmbedding())
         assert again.as_retriever().retrieve(QUERY) == found
 
+    def test_persisting_is_a_copy(self, store: JaColBERTVectorStore, tmp_path: Path):
+        context = StorageContext.from_defaults(vector_store=store)
+        live = store.engine.path
+        context.persist(tmp_path / "storage")
+        assert store.engine.path == live
+        store.delete_nodes(["湖-1"])
+        copied = JaColBERTVectorStore.from_persist_dir(str(tmp_path / "storage"), highlight=True)
+        assert (set(copied.engine.ids()), copied.highlight) == (ALL, True)
+        context.persist(tmp_path / "storage")  # and again, over the first
+        folder = str(tmp_path / "storage" / "default__vector_store.json")
+        assert set(JaColBERTVectorStore.from_persist_path(folder).engine.ids()) == ALL - {"湖-1"}
+        store.engine.save(tmp_path / "索引")
+        store.persist(str(tmp_path / "写し"))
+        store.persist(str(tmp_path / "索引"))  # where it is
+        assert store.engine.path == (tmp_path / "索引").resolve()
+        with pytest.raises(InvalidInputError, match="local disk"):
+            JaColBERTVectorStore.from_persist_dir("storage", fs=object())
+
     def test_index_nodes_lead_on(self, engine: Engine):
         store = JaColBERTVectorStore(engine=engine)
         store.add([IndexNode(id_="章", text="湖の章です。", index_id="湖の章", obj=NODES[0])])
@@ -606,8 +722,30 @@ class TestIngestionPipeline:
 
     def test_without_an_embedding_llama_index_stores_nothing(self, engine: Engine):
         store = JaColBERTVectorStore(engine=engine)
-        IngestionPipeline(transformations=[], vector_store=store).run(documents=handbook(総務案内="案内。"))
-        assert len(engine) == 0  # why the class says to end with NoEmbedding
+        pipeline = self.pipeline(store, DocstoreStrategy.UPSERTS)
+        pipeline.transformations = []
+        pipeline.run(documents=handbook(総務案内="案内。"))
+        assert len(engine) == 0  # why the class asks for NoEmbedding
+        pipeline.transformations = [NoEmbedding(), JaColBERTNodeParser.from_retriever(store)]
+        pipeline.run(documents=handbook(総務案内="案内。"))
+        assert len(engine) == 0  # the docstore remembers the document
+        pipeline.run(documents=handbook(総務案内="新しい案内。"))
+        assert len(engine) == 1  # in whatever order the transformations are
+
+    def test_refreshing_a_reopened_store_deletes_nothing(self, engine: Engine):
+        store = JaColBERTVectorStore(engine=engine)
+
+        def refresh(text: str) -> None:
+            index = VectorStoreIndex.from_vector_store(
+                store,
+                embed_model=NoEmbedding(),
+                transformations=[JaColBERTNodeParser.from_retriever(store)],
+            )
+            index.refresh_ref_docs(handbook(総務案内=text))
+
+        refresh("会議室は総務部が予約する。")
+        refresh("会議室は各部が予約する。")
+        assert len(engine) == 2  # why README asks for a pipeline and a persisted docstore
 
     async def test_does_not_stop_the_loop(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
         store = JaColBERTVectorStore(engine=engine)
