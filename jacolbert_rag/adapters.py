@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from jacolbert_rag.datatypes import DETAILS_KEY, Document
+from jacolbert_rag.datatypes import DETAILS_KEY
 from jacolbert_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ def title_in(metadata: Mapping[str, Any]) -> str:
     """The title that a document's metadata give it; empty where they give it none."""
     title = metadata.get(TITLE_KEY)
     return title if isinstance(title, str) and title.strip() else ""
-
-
-def metadata_with_title(document: Document) -> dict[str, Any]:
-    """Metadata with the title among them; where they have a value of that name, it stays."""
-    return {TITLE_KEY: document.title, **document.metadata} if document.title else dict(document.metadata)
 
 
 def has_details(metadata: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-from jacolbert_rag.adapters import is_free, metadata_with_title, title_in, without_results
+from jacolbert_rag.adapters import is_free, title_in, without_results
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.datatypes import DETAILS_KEY, Document, Hit
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
@@ -126,5 +126,5 @@ def found_document(hit: Hit, score_key: str | None, *, details: bool) -> LangCha
 
 def result_of(document: Document) -> LangChainDocument:
     """A stored document as LangChain's, with its title in the metadata."""
-    metadata = metadata_with_title(document)
+    metadata = dict(document.fields)
     return LangChainDocument(id=document.id, page_content=document.text, metadata=metadata)

@@ -13,7 +13,6 @@ from jacolbert_rag.adapters import (
     TITLE_KEY,
     has_details,
     is_free,
-    metadata_with_title,
     title_in,
     without_results,
 )
@@ -220,7 +219,7 @@ def stored_node(document: Document) -> BaseNode:
             related.setdefault("metadata", packed["metadata"])
         parts = {content: json.dumps(packed), kind: document.metadata[kind]}
         return metadata_dict_to_node(parts, text=document.text)
-    return TextNode(id_=document.id, text=document.text, metadata=metadata_with_title(document))
+    return TextNode(id_=document.id, text=document.text, metadata=dict(document.fields))
 
 
 def found_node(hit: Hit, *, details: bool) -> BaseNode:

@@ -6,17 +6,17 @@ Needs llama-index-core alone: `pip install 'jacolbert-rag[llama-index]'`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from jacolbert_rag.adapters import check_count, engine_class, split_options
 from jacolbert_rag.config import EngineOptions, LoadOptions, SearchMode
 from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.encode.splitter import parent_of
 from jacolbert_rag.errors import InvalidInputError
-from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, matches
+from jacolbert_rag.index.filters import AllOf, AnyOf, Condition, Filter, Ids
 from jacolbert_rag.llama_index_nodes import (
     NODE_KEYS,
     SOURCE_KEY,
@@ -45,8 +45,6 @@ from jacolbert_rag.adapter_classes import ModelWithEngine
 
 if TYPE_CHECKING:
     from jacolbert_rag.retriever import JaColBERTRetriever as Engine
-
-_Restriction: TypeAlias = Filter | Callable[[Document], bool]
 
 # By LlamaIndex's names for them.
 _MODES: dict[str, SearchMode] = {
@@ -232,7 +230,8 @@ class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
                 f"ref_doc_id is {ref_doc_id!r}; expected the id of one document, a str. Nodes are removed by "
                 "their own ids, or by filters, with delete_nodes."
             )
-        self.engine.delete(_ids_of(self.engine, ref_doc_id))
+        nodes = self.engine.documents(_of_sources(self.engine, {ref_doc_id}))
+        self.engine.delete([document.id for document in nodes])
 
     def delete_nodes(  # type: ignore[override]
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
@@ -278,8 +277,8 @@ class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
 
         Raises:
             InvalidInputError: there is no `query_str`, or it is blank and nothing restricts it, the mode is
-                none of this store's, `alpha` or, in hybrid search, `sparse_top_k` was given, or the engine
-                refuses the rest.
+                none of this store's, `alpha` is not from 0 to 1 or was given in another mode than "hybrid",
+                in hybrid search `sparse_top_k` was given, or the engine refuses the rest.
         """
         if query.query_str is None:
             raise InvalidInputError(
@@ -287,6 +286,7 @@ class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
                 "is no search by query_embedding. Pass the text: VectorStoreQuery(query_str=...)."
             )
         mode, k = _mode(query)
+        weight = _weight(query)
         highlight = self.highlight if highlight is None else highlight
         restriction = _restriction(self.engine, query)
         if not query.query_str.strip():
@@ -296,6 +296,7 @@ class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
                 query.query_str,
                 k,
                 mode=mode,
+                weight=weight,
                 filter=restriction,
                 highlight=highlight,
                 abstain=self.abstain if abstain is None else abstain,
@@ -356,12 +357,6 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
             "vector for a query and for each node, and there is one for each token here."
         )
     mode = _MODES[asked]
-    if query.alpha is not None:
-        raise InvalidInputError(
-            f"alpha is {query.alpha!r}, but how much full-text search weighs is a setting of the index. "
-            "Leave it out, and load the index with the setting: JaColBERTVectorStore.load(path, "
-            "settings=IndexSettings(lexical=LexicalConfig(weight=...)))."
-        )
     if mode == "hybrid" and query.sparse_top_k is not None:
         raise InvalidInputError(
             f"sparse_top_k is {query.sparse_top_k!r}, but how many nodes full-text search proposes is a "
@@ -372,7 +367,23 @@ def _mode(query: VectorStoreQuery) -> tuple[SearchMode, int]:
     return mode, check_count("k", query.similarity_top_k if wanted is None else wanted)
 
 
-def _first(engine: Engine, restriction: _Restriction | None, k: int) -> list[Hit]:
+def _weight(query: VectorStoreQuery) -> float | None:
+    """How much full-text search weighs, by LlamaIndex's alpha: 0 is words alone, 1 is embeddings alone."""
+    if query.alpha is None:
+        return None
+    if _mode(query)[0] != "hybrid":
+        raise InvalidInputError(
+            f"alpha is {query.alpha!r}, which is of hybrid search, and the query mode is {query.mode!r}. "
+            'Leave alpha out, or ask with vector_store_query_mode="hybrid".'
+        )
+    if not 0 <= query.alpha <= 1:
+        raise InvalidInputError(
+            f"alpha is {query.alpha!r}; expected a number from 0 (words alone) to 1 (embeddings alone)."
+        )
+    return 1.0 - query.alpha
+
+
+def _first(engine: Engine, restriction: Filter | None, k: int) -> list[Hit]:
     """The first k nodes that may be found, as hits of no score.
 
     Raises:
@@ -386,25 +397,24 @@ def _first(engine: Engine, restriction: _Restriction | None, k: int) -> list[Hit
     return [Hit(document, 0.0) for document in islice(engine.documents(restriction), k)]
 
 
-def _restriction(engine: Engine, query: VectorStoreQuery) -> _Restriction | None:
-    """What nodes must be to be found, as the engine takes it."""
-    parts = [to_filter(query.filters)] if query.filters is not None else []
-    tests: list[Callable[[Document], bool]] = []  # on what is not in the metadata: every document is read
+def _restriction(engine: Engine, query: VectorStoreQuery) -> Filter | None:
+    """What nodes must be to be found."""
+    parts: list[Filter] = [to_filter(query.filters)] if query.filters is not None else []
     if query.doc_ids is not None:
-        sources = set(query.doc_ids)
-        if _all_know_their_source(engine):
-            parts.append(Condition(SOURCE_KEY, "in", sorted(sources)))
-        else:
-            tests.append(lambda document: _source_of(document) in sources)
+        parts.append(_of_sources(engine, set(query.doc_ids)))
     if query.node_ids:
-        ids = set(query.node_ids)
-        tests.append(lambda document: document.id in ids)
-    conditions = AllOf(tuple(parts))
-    if tests:
-        return lambda document: (
-            all(test(document) for test in tests) and matches(conditions, document.metadata)
-        )
-    return conditions if parts else None
+        parts.append(Ids(frozenset(query.node_ids)))
+    return AllOf(tuple(parts)) if parts else None
+
+
+def _of_sources(engine: Engine, sources: set[str]) -> Filter:
+    """The nodes of some documents; of what is no node, the documents themselves and their chunks."""
+    # An earlier version packed the source of a node away.
+    packed = AllOf((Condition(NODE_KEYS[1], "exists", True), Condition(SOURCE_KEY, "exists", False)))
+    named = [id for source in sources for id in (source, *engine.ids(f"{source}#"))]
+    others = chain(engine.documents(packed), engine.get(named))
+    ids = [each.id for each in others if SOURCE_KEY not in each.metadata and _source_of(each) in sources]
+    return AnyOf((Condition(SOURCE_KEY, "in", sorted(sources)), Ids(frozenset(ids))))
 
 
 def _source_of(document: Document) -> str:
@@ -416,28 +426,12 @@ def _source_of(document: Document) -> str:
     return parent_of(document) or document.id
 
 
-def _all_know_their_source(engine: Engine) -> bool:
-    return next(engine.documents(Condition(SOURCE_KEY, "exists", False)), None) is None
-
-
-def _ids_of(engine: Engine, source: str) -> list[str]:
-    """Ids of the nodes of a document."""
-    by_metadata = AnyOf(
-        (
-            Condition(SOURCE_KEY, "==", source),
-            # Of an earlier version, which packed the source away.
-            AllOf((Condition(NODE_KEYS[1], "exists", True), Condition(SOURCE_KEY, "exists", False))),
-        )
-    )
-    # Of what is no node: the document itself, or its chunks.
-    by_id = engine.get([source, *engine.ids(f"{source}#")])
-    return [each.id for each in chain(engine.documents(by_metadata), by_id) if _source_of(each) == source]
-
-
 def _documents(engine: Engine, ids: list[str] | None, filters: MetadataFilters | None) -> list[Document]:
     """Stored documents of these ids, in order, or all; those that the filters let through."""
-    conditions = to_filter(filters) if filters is not None else None
+    if filters is None:
+        return list(engine.documents()) if ids is None else engine.get(ids)
+    conditions = to_filter(filters)
     if ids is None:
         return list(engine.documents(conditions))
-    found = engine.get(ids)
-    return [each for each in found if conditions is None or matches(conditions, each.metadata)]
+    found = {each.id: each for each in engine.documents(AllOf((conditions, Ids(frozenset(ids)))))}
+    return [found[id] for id in ids if id in found]

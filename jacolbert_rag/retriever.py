@@ -458,8 +458,9 @@ class JaColBERTRetriever:
                 both (see `jacolbert_rag.config.LexicalConfig`).
             weight: of full-text search in hybrid search, from 0 to 1, in place of the index's setting.
             filter: what documents must be to be found: conditions on metadata, such as
-                {"lang": "ja", "year": {"$gte": 2020}} or a `jacolbert_rag.index.filters.Filter`; or a
-                function of a `Document`, which is asked of every one and so takes long.
+                {"lang": "ja", "year": {"$gte": 2020}} or a `jacolbert_rag.index.filters.Filter`, which may
+                name ids, too; or a function of a `Document`, which is asked of every one and so takes long. A
+                title is the field "title", unless the metadata has one.
             exact: score every document instead of the candidates. A small index always does.
             highlight: tell in `Hit.highlight` which characters answered.
             abstain: return nothing where the best hit's confidence is below the threshold of `calibrate`.
@@ -471,7 +472,8 @@ class JaColBERTRetriever:
         Raises:
             InvalidInputError: the query has no text, k is below 1, the weight is not from 0 to 1 or the mode
                 not hybrid, the mode or a filter's operator is unknown, a condition cannot be asked of what is
-                stored, or the index was not calibrated.
+                stored, a filter's function is async, yields or failed (what it raised is the cause), or the
+                index was not calibrated.
         """
         return self.search_many(
             [query],
