@@ -35,7 +35,7 @@ from jacolbert_rag.config import (
     LoadOptions,
     SearchMode,
 )
-from jacolbert_rag.datatypes import Document, Hit, IntArray, TokenArray, TokenEmbeddings
+from jacolbert_rag.datatypes import Document, FloatArray, Hit, IntArray, TokenArray, TokenEmbeddings
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.encoder import Encoder, has_text, warn_of_cut_documents
 from jacolbert_rag.encode.splitter import Splitter, is_chunk_of, parent_of
@@ -48,7 +48,7 @@ from jacolbert_rag.errors import (
 )
 from jacolbert_rag.index.database import as_stored, check_documents
 from jacolbert_rag.index.fusion import CONFIDENCE_VERSION, similarity
-from jacolbert_rag.index.highlight import highlight
+from jacolbert_rag.index.highlight import highlight, similarities_of
 from jacolbert_rag.index.index import Damage, Index, PassageChangedError, read_manifest
 from jacolbert_rag.index.maxsim import maxsim
 from jacolbert_rag.index.pooling import pool_documents, pool_with_members
@@ -548,28 +548,35 @@ class JaColBERTRetriever:
     def _highlighted(self, view: View, question: Question, hits: Sequence[Hit]) -> list[Hit]:
         tokenizer, terms = self.encoder.tokenizer, self._index.terms
         query_spans = tokenizer.query_spans(question.text)
-        # Each text is read once, for all that is asked of its tokens.
-        spans = [tokenizer.kept_spans(hit.document.passage) for hit in hits]
-        tokens: list[TokenArray | None] = [None] * len(hits)
+        # Each text is read once, for its terms and for its tokens.
+        read = [
+            (
+                *terms.places(passage, tokenizer.document_head, question.telling, question.sought),
+                tokenizer.kept_spans(passage),
+            )
+            for passage in (hit.document.passage for hit in hits)
+        ]
+        spans = [each for _, _, each in read]
+        similarities: list[FloatArray | None] = [None] * len(hits)
         if question.embeddings is not None:
             tokens = self._tokens(view, hits, spans)
+            known = [i for i, each in enumerate(tokens) if each is not None]
+            found = similarities_of(question.embeddings, [each for each in tokens if each is not None])
+            for i, each in zip(known, found, strict=True):
+                similarities[i] = each
         shown = []
-        for hit, each, embeddings in zip(hits, spans, tokens, strict=True):
-            words, places = terms.places(
-                hit.document.passage, _read_to(each), question.telling, question.sought
-            )
-            found = highlight(
+        for hit, (words, places, kept), similar in zip(hits, read, similarities, strict=True):
+            made = highlight(
                 query=question.text,
                 query_spans=query_spans,
-                query_embeddings=question.embeddings,
                 query_terms=question.terms,
                 document=hit.document,
-                document_spans=each,
-                token_embeddings=embeddings,
+                document_spans=kept,
+                similarities=similar,
                 document_terms=places,
                 document_words=words,
             )
-            shown.append(replace(hit, highlight=found))
+            shown.append(replace(hit, highlight=made))
         return shown
 
     def _tokens(self, view: View, hits: Sequence[Hit], spans: Sequence[IntArray]) -> list[TokenArray | None]:
@@ -807,11 +814,6 @@ class JaColBERTRetriever:
         from jacolbert_rag.llama_index import JaColBERTRetriever as LlamaIndexRetriever
 
         return LlamaIndexRetriever(engine=self, similarity_top_k=k, **options)
-
-
-def _read_to(spans: IntArray) -> int:
-    """Where the characters of a document end that the model has read."""
-    return int(spans[:, 1].max(initial=0))
 
 
 def _encoded_parts(

@@ -20,12 +20,12 @@ from jacolbert_rag import (
     PoolingConfig,
     TokenEmbeddings,
 )
-from jacolbert_rag.datatypes import FloatArray, Highlight, Hit, IntArray, Match, Span, TermSpan
+from jacolbert_rag.datatypes import FloatArray, Highlight, Hit, IntArray, Match, Span, TermSpan, TokenArray
 from jacolbert_rag.encode.files import resolve_folder
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.sentences import joins
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
-from jacolbert_rag.index.highlight import ReadText, highlight
+from jacolbert_rag.index.highlight import ReadText, highlight, similarities_of
 from jacolbert_rag.index.pooling import pool_with_members
 
 TOKENIZER = Tokenizer(load_subwords(resolve_folder("default")), EncoderConfig())
@@ -69,14 +69,19 @@ def show(
     return highlight(
         query=asked,
         query_spans=spans_of(asked, parts),
-        query_embeddings=np.eye(len(parts), dtype=np.float32),
         document=whole,
         document_spans=spans_of(whole.passage, pieces),
-        token_embeddings=np.ascontiguousarray(table.T) if table.size else None,
+        similarities=product(
+            np.eye(len(parts), dtype=np.float32), np.ascontiguousarray(table.T) if table.size else None
+        ),
         query_terms=[TermSpan(w, Span(asked.index(w), asked.index(w) + len(w)), telling) for w in words],
         document_terms=found_terms,
         document_words=np.array([term.span for term in found_terms], dtype=np.int64).reshape(-1, 2),
     )
+
+
+def product(query: TokenArray, document: TokenArray | None) -> FloatArray | None:
+    return similarities_of(query, [document])[0] if document is not None else None
 
 
 def marked(found: Highlight) -> list[str]:
@@ -137,10 +142,9 @@ def test_short_verbs_in_kana_are_not_marked() -> None:
         found = highlight(
             query="とる湖",
             query_spans=np.zeros((0, 2), dtype=np.int64),
-            query_embeddings=None,
             document=Document("d", "とっ、湖"),
             document_spans=np.array([[0, 2], [3, 4]]),
-            token_embeddings=None,
+            similarities=None,
             query_terms=query,
             document_terms=document,
         )
@@ -224,10 +228,9 @@ def test_term_that_no_token_read_is_a_match() -> None:
     found = highlight(
         query=query,
         query_spans=np.array([[0, 1]]),
-        query_embeddings=np.ones((1, 1), dtype=np.float32),
         document=Document("d", text),
         document_spans=np.array([[0, 1]]),  # of a head that ended there
-        token_embeddings=np.full((1, 1), 0.9, dtype=np.float16),
+        similarities=product(np.ones((1, 1), dtype=np.float32), np.full((1, 1), 0.9, dtype=np.float16)),
         query_terms=[TermSpan("海", Span(0, 1), True), TermSpan("湖", Span(2, 3), True)],
         document_terms=[TermSpan("海", Span(0, 1), True), TermSpan("湖", Span(2, 3), True)],
     )
@@ -280,10 +283,9 @@ def test_document_of_which_the_head_was_read_takes_no_longer() -> None:
     found = highlight(
         query="湖",
         query_spans=np.array([[0, 1]]),
-        query_embeddings=np.ones((1, 1), dtype=np.float32),
         document=Document("d", text),
         document_spans=np.array([[0, 1]]),
-        token_embeddings=np.ones((1, 1), dtype=np.float32),
+        similarities=product(np.ones((1, 1), dtype=np.float32), np.ones((1, 1), dtype=np.float32)),
     )
     assert time.perf_counter() - start < 0.5
     assert found.sentence == Span(0, 5)
@@ -296,26 +298,36 @@ def test_nothing_to_show() -> None:
         found = highlight(
             query="湖",
             query_spans=np.array([[-1, -1], [0, 1]]),
-            query_embeddings=np.ones((2, 4), dtype=np.float32),
             document=Document("d", "湖", title="山"),
             document_spans=nothing,
-            token_embeddings=embeddings,
+            similarities=product(np.ones((2, 4), dtype=np.float32), embeddings),
         )
         assert found == Highlight("湖", "山")
     assert show("|", "湖", [[1], [1]]) == Highlight("湖")
 
 
-@pytest.mark.parametrize("what", ["query", "document"])
-def test_spans_of_other_tokens_are_refused(what: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"The {what} has spans of 1 tokens and embeddings of 2"):
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_spans_of_other_tokens_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(
+        InvalidInputError, match=rf"{re.escape(str(shape))} tokens, and the spans of \(1, 1\)"
+    ):
         highlight(
             query="湖",
             query_spans=np.array([[0, 1]]),
-            query_embeddings=np.ones((2 if what == "query" else 1, 4), dtype=np.float32),
             document=Document("d", "湖"),
             document_spans=np.array([[0, 1]]),
-            token_embeddings=np.ones((2 if what == "document" else 1, 4), dtype=np.float32),
+            similarities=np.ones(shape, dtype=np.float32),
         )
+
+
+def test_similarities_of_many_documents() -> None:
+    rng = np.random.default_rng(0)
+    query, documents = unit_rows(rng, 3), [unit_rows(rng, n) for n in (4, 0, 2)]
+    found = similarities_of(query, [tokens.astype(np.float16) for tokens in documents])
+    assert [each.shape for each in found] == [(3, 4), (3, 0), (3, 2)]
+    for each, tokens in zip(found, documents, strict=True):
+        assert each == pytest.approx(query @ tokens.T, abs=1e-3)
+    assert similarities_of(query, []) == []
 
 
 # What the tokenizer changes, joins and drops, and what stands in Japanese text.
@@ -390,10 +402,9 @@ def test_highlights_of_random_text(query: str, title: str, text: str, factor: in
             found = highlight(
                 query=query,
                 query_spans=query_spans,
-                query_embeddings=unit_rows(rng, len(query_spans)),
                 document=document,
                 document_spans=document_spans,
-                token_embeddings=embeddings,
+                similarities=product(unit_rows(rng, len(query_spans)), embeddings),
                 query_terms=terms[0],
                 document_terms=terms[1],
                 document_words=np.array([term.span for term in terms[1]], dtype=np.int64).reshape(-1, 2),
@@ -413,10 +424,9 @@ def test_equal_tokens_find_each_other(query: str, title: str, text: str) -> None
     found = highlight(
         query=query,
         query_spans=spans,
-        query_embeddings=vectors[asked],
         document=document,
         document_spans=TOKENIZER.kept_spans(document.passage),
-        token_embeddings=vectors[read],
+        similarities=product(vectors[asked], vectors[read]),
     )
     check(found, query)
     tokens = {i: token.removeprefix("##") for token, i in TOKENIZER.vocab.items()}
@@ -485,10 +495,12 @@ def test_bundled_model(
     found = highlight(
         query=query,
         query_spans=encoder.tokenizer.query_spans(query),
-        query_embeddings=encoder.queries([query]).flat.astype(np.float32),
         document=document,
         document_spans=encoder.tokenizer.kept_spans(document.passage),
-        token_embeddings=tokens.flat if members is None else pooled.flat[members[0]],
+        similarities=product(
+            encoder.queries([query]).flat.astype(np.float32),
+            tokens.flat if members is None else pooled.flat[members[0]],
+        ),
     )
     check(found, query)
     if factor == 1:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from functools import lru_cache
-from itertools import islice
-from typing import NamedTuple
+from itertools import accumulate, islice
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,9 +38,9 @@ MAX_MEMO_LINES, MAX_MEMO_CHARS = 65_536, 200
 # Raised when texts get other terms: word lists that were made before are made again then.
 TERMS_VERSION = 1
 
-# Of a long text, what is read behind its head: so many characters, and so many around each of the first
-# places of words that are looked for.
-READ_ON, AROUND, MAX_PLACES = 1_000, 50, 20
+# Behind the head of a long text, so many characters are read around each of the first places of words that
+# are looked for.
+AROUND, MAX_PLACES = 50, 20
 _FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 
 # What a verb, an adjective or an adverb says beside a noun: they come in many words for one thing. See
@@ -104,6 +103,9 @@ _DULL_LEMMAS = frozenset(
 )
 
 
+_Place: TypeAlias = tuple[str, int, int, float]  # a term, where it starts and stops, and its weight
+
+
 class TermMaker:
     """Makes terms of texts. Any number of threads may use one."""
 
@@ -139,8 +141,8 @@ class TermMaker:
         ]
         return spans, kept
 
-    def _found(self, cleaned: str) -> Iterator[tuple[str, int, int, float]]:
-        """(term, start, stop, weight) in a cleaned text."""
+    def _found(self, cleaned: str) -> list[_Place]:
+        """The terms of a cleaned text."""
         return self._folded(new_forms(cleaned)) if self.fold else self._surfaces(cleaned)
 
     def places(
@@ -152,14 +154,13 @@ class TermMaker:
 
         Args:
             text: raw text.
-            end: of the head, in characters; it is read somewhat further.
+            end: of the head, in characters.
             wanted: terms.
             words: what to look for behind the head, in any width and case.
 
         Returns:
             (n, 2) int64 characters of all terms that were read, and the wanted ones; in order.
         """
-        end += READ_ON
         spans, found = self._near(text[:end], wanted)
         parts = [spans]
         if end < len(text) and words:
@@ -172,29 +173,48 @@ class TermMaker:
                 ]
         return np.concatenate(parts), found
 
-    def _surfaces(self, text: str) -> Iterator[tuple[str, int, int, float]]:
-        stop = 0
-        for line in self._segmenter.lines(text):
-            for surface, _, weight in _readings_of(line):
-                start = text.index(surface, stop)  # MeCab drops spaces and nothing else
-                stop = start + len(surface)
-                yield surface, start, stop, weight
+    def _surfaces(self, text: str) -> list[_Place]:
+        words = [word for line in self._segmenter.lines(text) for word in _readings_of(line)]
+        starts = _starts([word.surface for word in words], text)
+        return [
+            (surface, start, start + len(surface), weight)
+            for (surface, _, weight), start in zip(words, starts, strict=True)
+        ]
 
-    def _folded(self, text: str) -> Iterator[tuple[str, int, int, float]]:
+    def _folded(self, text: str) -> list[_Place]:
+        words = [word for line in self._segmenter.lines(text) for word in _readings_of(line)]
+        starts = _starts([word.surface for word in words], text)
         codes = [match.span() for match in _CODE.finditer(text)]
-        at, begun, stop = 0, -1, 0
-        for line in self._segmenter.lines(text):
-            for surface, form, weight in _readings_of(line):
-                start = text.index(surface, stop)
-                stop = start + len(surface)
-                while at < len(codes) and codes[at][1] <= start:
-                    at += 1
-                if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
-                    if begun != at:  # the first word within a code stands for all of them
-                        begun = at
-                        yield from _of_code(text, start, codes[at][1])
-                elif form is not None:
-                    yield form, start, stop, weight
+        if not codes:
+            return [
+                (form, start, start + len(surface), weight)
+                for (surface, form, weight), start in zip(words, starts, strict=True)
+                if form is not None
+            ]
+        found: list[_Place] = []
+        at, begun = 0, -1
+        for (surface, form, weight), start in zip(words, starts, strict=True):
+            stop = start + len(surface)
+            while at < len(codes) and codes[at][1] <= start:
+                at += 1
+            if at < len(codes) and codes[at][0] <= start and stop <= codes[at][1]:
+                if begun != at:  # the first word within a code stands for all of them
+                    begun = at
+                    found += _of_code(text, start, codes[at][1])
+            elif form is not None:
+                found.append((form, start, stop, weight))
+        return found
+
+
+def _starts(surfaces: list[str], text: str) -> list[int]:
+    """Where each word of a text begins: MeCab drops spaces and nothing else."""
+    if sum(map(len, surfaces)) == len(text):
+        return list(accumulate(map(len, surfaces), initial=0))[:-1]
+    starts, stop = [], 0
+    for surface in surfaces:
+        starts.append(text.index(surface, stop))
+        stop = starts[-1] + len(surface)
+    return starts
 
 
 def _around(text: str, start: int, words: Collection[str]) -> list[tuple[int, int]]:
@@ -226,6 +246,9 @@ def _of_code(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int, 
             yield code[first:last], start + first, start + last, 0.0
 
 
+_MEMO: dict[str, tuple[_Reading, ...]] = {}
+
+
 class _Reading(NamedTuple):
     """A word as it is written, its form, None where it is no term, and how much it says by itself."""
 
@@ -236,14 +259,14 @@ class _Reading(NamedTuple):
 
 def _readings_of(line: str) -> tuple[_Reading, ...]:
     """The words of one of MeCab's lines."""
-    return _memo(line) if len(line) <= MAX_MEMO_CHARS else _readings(line)
-
-
-def _readings(line: str) -> tuple[_Reading, ...]:
-    return tuple(_read(word) for word in tagged_words(line))
-
-
-_memo = lru_cache(maxsize=MAX_MEMO_LINES)(_readings)
+    found = _MEMO.get(line)
+    if found is None:
+        found = tuple(_read(word) for word in tagged_words(line))
+        if len(line) <= MAX_MEMO_CHARS:
+            if len(_MEMO) >= MAX_MEMO_LINES:
+                _MEMO.clear()
+            _MEMO[line] = found
+    return found
 
 
 def _read(word: TaggedWord) -> _Reading:

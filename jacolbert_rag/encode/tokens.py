@@ -110,6 +110,11 @@ class Tokenizer:
         """Tokens of text that fit a document beside its special tokens, marker and prompt."""
         return self._room(self._document) - len(self.word_ids(self._document.lead))
 
+    @property
+    def document_head(self) -> int:
+        """Characters of a document that are segmented at first; more where they are too few tokens."""
+        return HEAD_CHARS_PER_TOKEN * self._room(self._document)
+
     def skiplist(self) -> frozenset[int]:
         """Ids whose embeddings are not kept for documents.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jacolbert_rag.datatypes import IntArray, SpecialTokens
@@ -25,6 +26,10 @@ PIECE_CHARS = 10_000
 # by all segmenters and threads, since one that is dropped never gives its 3 MB back (fugashi 1.5).
 _IDLE_TAGGERS: deque[Any] = deque()
 _IDLE_ANALYZERS: deque[Any] = deque()
+
+# Texts whose words were asked for with their features, the last few: a hit's are asked for without them next.
+_RECENT: dict[str, list[str]] = {}
+MAX_RECENT = 16
 
 # Of unidic-lite's features: part of speech, its first division, lemma, and the basic form as it is written.
 # Words that are not in the dictionary have no more than the first two. The full stop at the end keeps what is
@@ -56,6 +61,8 @@ class WordSegmenter:
 
     def words(self, cleaned: str) -> list[str]:
         """Words of a text that went through `clean`, spaces dropped."""
+        if (lines := _RECENT.get(cleaned)) is not None:
+            return [word for line in lines for word in line.partition("\t")[0].split()]
         try:
             tagger = _IDLE_TAGGERS.pop()
         except IndexError:
@@ -79,9 +86,15 @@ class WordSegmenter:
             # A format of its own is three times as fast as walking the nodes.
             analyzer = self._new_tagger(f"-O '' -F '{_NODE}' -U '{_UNKNOWN_NODE}' -E ''")
         try:
-            return [line for piece in _pieces(cleaned) for line in analyzer.parse(piece).split("\n")]
+            lines = [line for piece in _pieces(cleaned) for line in analyzer.parse(piece).split("\n")]
         finally:
             _IDLE_ANALYZERS.append(analyzer)
+        if len(cleaned) <= PIECE_CHARS:
+            _RECENT[cleaned] = lines
+            while len(_RECENT) > MAX_RECENT:
+                with suppress(KeyError, RuntimeError):  # another thread was faster
+                    del _RECENT[next(iter(_RECENT))]
+        return lines
 
     @staticmethod
     def _new_tagger(output: str) -> Any:

@@ -38,6 +38,9 @@ TERM_BONUS = 2.0
 # Products of one vector with equal ones differ by less than this, wherever in a matrix they stand.
 TIE = 1e-6
 LONG_WORD = 3  # characters
+# OpenBLAS wakes a second thread for larger products. To wake it takes longer than all products of ten hits:
+# they took 5 ms so, and less than 1 in parts.
+MAX_PRODUCT = 250_000
 _SMALL_PART = re.compile("[ぁ-ゖァ-ヺーｦ-ﾟ]|[0-9０-９]+")
 # Unicode's categories of punctuation, signs such as =, spaces, controls, and marks without their letter.
 _SILENT = ("P", "Sm", "Sk", "Z", "C", "M")
@@ -105,10 +108,9 @@ def highlight(
     *,
     query: str,
     query_spans: IntArray,
-    query_embeddings: TokenArray | None,
     document: Document,
     document_spans: IntArray,
-    token_embeddings: TokenArray | None,
+    similarities: FloatArray | None,
     query_terms: Sequence[TermSpan] = (),
     document_terms: Sequence[TermSpan] = (),
     document_words: IntArray | None = None,
@@ -126,14 +128,13 @@ def highlight(
     Args:
         query: raw text.
         query_spans: (q_tokens, 2) characters of `query`, as `Tokenizer.query_spans` has them.
-        query_embeddings: (q_tokens, dim); None where terms alone are matched.
         document: what was found.
         document_spans: (d_tokens, 2) characters of the document's passage, as `Tokenizer.kept_spans` has
             them; of the head only where the document was cut.
-        token_embeddings: (d_tokens, dim), a row for each of `document_spans`. Of a pooled document, the
-            pooled row of each token (see `pool_with_members`): of places that share one, the place with the
-            query token's own characters is taken, else the nearest to where others were found. None shows
-            terms only.
+        similarities: (q_tokens, d_tokens) float32, of each of `query_spans` with each of `document_spans`.
+            Of a pooled document, a token has those of its pooled row (see `pool_with_members`): of places
+            that share one, the place with the query token's own characters is taken, else the nearest to
+            where others were found. None shows terms only.
         query_terms: in characters of `query`.
         document_terms: of the passage, in characters of it; those that are no telling terms of the query are
             passed over.
@@ -143,13 +144,16 @@ def highlight(
         InvalidInputError: spans and embeddings differ in number, so they are not of the same tokens.
     """
     read = ReadText(document.title, document.text, document_spans)
-    similarities = np.empty((0, len(document_spans)), dtype=np.float32)
     asked = np.flatnonzero((query_spans[:, 0] >= 0) & (query_spans[:, 1] > query_spans[:, 0]))
-    if query_embeddings is not None and token_embeddings is not None:
-        _check_rows("query", query_spans, query_embeddings)
-        _check_rows("document", document_spans, token_embeddings)
-        # In float32 whatever the document is stored in, as MaxSim's.
-        similarities = query_embeddings[asked] @ token_embeddings.astype(np.float32, copy=False).T
+    if similarities is None:
+        similarities = np.empty((0, len(document_spans)), dtype=np.float32)
+    elif similarities.shape != (expected := (len(query_spans), len(document_spans))):
+        raise InvalidInputError(
+            f"The similarities are of {similarities.shape} tokens, and the spans of {expected}. Take both "
+            "from the same model and texts, and expand a pooled document by its members."
+        )
+    else:
+        similarities = similarities[asked]
     telling = {term.term for term in query_terms if term.is_telling}
     places = [term for term in document_terms if term.term in telling]
     found = _of_tokens(query, query_spans[asked[: len(similarities)]], read, similarities)
@@ -165,12 +169,23 @@ def highlight(
     )
 
 
-def _check_rows(what: str, spans: IntArray, embeddings: TokenArray) -> None:
-    if len(spans) != len(embeddings):
-        raise InvalidInputError(
-            f"The {what} has spans of {len(spans)} tokens and embeddings of {len(embeddings)}. Take both "
-            "from the same model and text, and expand a pooled document by its members."
-        )
+def similarities_of(query: TokenArray, documents: Sequence[TokenArray]) -> list[FloatArray]:
+    """(q_tokens, d_tokens) float32 dot products of a query's tokens with those of each document.
+
+    Args:
+        query: (q_tokens, dim).
+        documents: (d_tokens, dim) each, in whatever they are stored in.
+    """
+    query = query.astype(np.float32, copy=False)
+    step = max(1, MAX_PRODUCT // max(1, query.size))
+    found = []
+    for tokens in documents:
+        similarities = np.empty((len(query), len(tokens)), dtype=np.float32)
+        for start in range(0, len(tokens), step):
+            part = tokens[start : start + step].astype(np.float32, copy=False)
+            similarities[:, start : start + step] = query @ part.T
+        found.append(similarities)
+    return found
 
 
 def _of_tokens(query: str, query_spans: IntArray, read: ReadText, similarities: FloatArray) -> list[_Found]:
