@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +19,9 @@ from jacolbert_rag import JaColBERTRetriever
 from tests.conftest import SENTENCES
 from training import distill, pairs, pretrain
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
-from training.losses import contrastive_loss, distillation_loss, normalize_min_max
-from training.state import load_state, save_state
+from training.losses import contrastive_loss, distillation_loss, margin_mse_loss, normalize_min_max
+from training.options import TrainingError
+from training.state import begin, claim, load_state, save_state
 
 
 def command(function, *args: object) -> None:
@@ -99,6 +104,19 @@ def test_neighbouring_positions_are_alike() -> None:
     assert near > far + 0.2
 
 
+def test_margins_by_hand() -> None:
+    student, teacher = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[5.0, 1.0, 4.0]])
+    assert float(margin_mse_loss(student, teacher, "none")) == pytest.approx(((2 - 4) ** 2 + 0) / 2)
+    assert float(margin_mse_loss(student, teacher)) == pytest.approx(((1 - 1) ** 2 + (0.5 - 0.25) ** 2) / 2)
+
+
+def test_what_is_normalised() -> None:
+    student, teacher = torch.tensor([[30.0, 10.0, 20.0]]), torch.tensor([[3.0, 1.0, 2.0]])
+    assert float(distillation_loss(student, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(student, teacher, "teacher")) > 1
+    assert float(distillation_loss(student / 10, teacher, "none")) == pytest.approx(0, abs=1e-6)
+
+
 # State.
 
 
@@ -118,27 +136,64 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, name: str) -> None
     unbroken = fresh()
     for i in range(6):
         step(*unbroken, i)
-    first = fresh()
+    model, optimizer = fresh()
     for i in range(3):
-        step(*first, i)
-    save_state(tmp_path / "state", *first, step=3)
-    resumed = fresh()
-    assert load_state(tmp_path / "state", *resumed) == 3
+        step(model, optimizer, i)
+    save_state(tmp_path / "state", model, [optimizer], step=3)
+    resumed, of_resumed = fresh()
+    assert load_state(tmp_path / "state", resumed, [of_resumed]) == 3
     for i in range(3, 6):
-        step(*resumed, i)
+        step(resumed, of_resumed, i)
     if name == "schedule-free":
         unbroken[1].eval()
-        resumed[1].eval()
-    assert torch.equal(unbroken[0].weight, resumed[0].weight)
+        of_resumed.eval()
+    assert torch.equal(unbroken[0].weight, resumed.weight)
 
 
 def test_state_survives_a_kill_between_its_renames(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_state(tmp_path / "state", model, optimizer, step=7)
+    save_state(tmp_path / "state", model, [optimizer], step=7)
     (tmp_path / "state").rename(tmp_path / "state.old")
-    assert load_state(tmp_path / "state", model, optimizer) == 7
-    assert load_state(tmp_path / "none", model, optimizer) == 0
+    assert load_state(tmp_path / "state", model, [optimizer]) == 7
+    assert load_state(tmp_path / "none", model, [optimizer]) == 0
+
+
+def test_two_optimizers_are_kept_apart(tmp_path: Path) -> None:
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        return model, [
+            torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9),
+            torch.optim.AdamW(model[1].parameters(), lr=0.01),
+        ]
+
+    def step(model, optimizers) -> None:
+        model(torch.ones(2, 3)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    unbroken, of_unbroken = fresh()
+    step(unbroken, of_unbroken)
+    save_state(tmp_path / "state", unbroken, of_unbroken, step=1)
+    step(unbroken, of_unbroken)
+    resumed, of_resumed = fresh()
+    assert load_state(tmp_path / "state", resumed, of_resumed) == 1
+    step(resumed, of_resumed)
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_has_one_worker_and_one_recipe(tmp_path: Path) -> None:
+    with claim(tmp_path / "run"):
+        begin(tmp_path / "run", {"steps": 5, "rate": 0.1})
+        with pytest.raises(TrainingError, match="Another process works on"), claim(tmp_path / "run"):
+            pass
+    with claim(tmp_path / "run"):
+        begin(tmp_path / "run", {"steps": 9, "rate": 0.1}, changeable=("steps",))
+        with pytest.raises(TrainingError, match=r"other settings: rate 0.1 -> 0.2"):
+            begin(tmp_path / "run", {"steps": 9, "rate": 0.2})
 
 
 # Data.
@@ -147,7 +202,12 @@ def test_state_survives_a_kill_between_its_renames(tmp_path: Path) -> None:
 def write_beir(folder: Path, passage_split: str = "train") -> Path:
     (folder / "qrels").mkdir(parents=True)
     corpus = [
-        {"_id": f"p{i}", "title": "題" if i % 2 else "", "text": t, "metadata": {"split": passage_split}}
+        {
+            "_id": f"p{i}",
+            "title": f"題{i // 4}" if i % 2 else "",
+            "text": t,
+            "metadata": {"split": passage_split},
+        }
         for i, t in enumerate(SENTENCES)
     ]
     queries = [{"_id": f"q{i}", "text": t[:6], "metadata": {}} for i, t in enumerate(SENTENCES)]
@@ -159,30 +219,44 @@ def write_beir(folder: Path, passage_split: str = "train") -> Path:
     return folder
 
 
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def test_pairs_of_the_train_split(tmp_path: Path) -> None:
-    command(pairs.main, "--beir", write_beir(tmp_path / "beir"), "--out", tmp_path / "pairs.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == len(SENTENCES) - 1  # q3's passage was judged and found wanting
-    assert rows[0] == {"query": SENTENCES[0][:6], "passages": [SENTENCES[0]], "source": "beir"}
-    assert rows[1]["passages"] == [f"題 {SENTENCES[1]}"]
+    out = tmp_path / "pairs"
+    command(pairs.main, "--beir", write_beir(tmp_path / "beir"), "--out", out, "--held", 0)
+    queries, corpus = rows_of(out / "train" / "queries.jsonl"), rows_of(out / "train" / "corpus.jsonl")
+    assert len(queries) == len(SENTENCES) - 1  # q3's passage was judged and found wanting
+    assert queries[0] == {"_id": "beir:q0", "text": SENTENCES[0][:6], "metadata": {"source": "beir"}}
+    assert (corpus[1]["title"], corpus[1]["text"]) == ("題0", SENTENCES[1])
+    assert "beir:q0\tbeir:p0\t1" in (out / "train" / "qrels" / "train.tsv").read_text()
+    assert not (out / "held").exists()
+
+
+def test_articles_are_held_whole(tmp_path: Path) -> None:
+    out = tmp_path / "pairs"
+    command(pairs.main, "--beir", write_beir(tmp_path / "beir"), "--out", out, "--held", 0.5)
+    train, held = rows_of(out / "train" / "corpus.jsonl"), rows_of(out / "held" / "corpus.jsonl")
+    assert train
+    assert held
+    assert len(train) + len(held) == len(SENTENCES) - 1
+    assert not {r["title"] for r in train if r["title"]} & {r["title"] for r in held if r["title"]}
+
+
+def test_weak_pairs_have_a_source_each(tmp_path: Path) -> None:
+    (tmp_path / "weak").mkdir()
+    row = {"id": "1", "query": "京都 地理", "text": "京都は盆地にある。", "title": "京都"}
+    (tmp_path / "weak" / "wiki.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    command(pairs.main, "--weak", tmp_path / "weak", "--out", tmp_path / "o")
+    assert rows_of(tmp_path / "o" / "train" / "queries.jsonl")[0]["metadata"] == {"source": "wiki"}
+    # The heading begins with the title, so a title in the document would give the answer away.
+    assert rows_of(tmp_path / "o" / "train" / "corpus.jsonl")[0]["title"] == ""
 
 
 def test_passages_of_another_split_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="passage p0 belongs to the split 'dev'"):
-        command(pairs.main, "--beir", write_beir(tmp_path / "b", "dev"), "--out", tmp_path / "o.jsonl")
-
-
-def test_batches_hold_one_source_and_no_passage_twice() -> None:
-    def example(source: str, i: int) -> distill.Example:
-        return distill.Example(f"q{i}", (f"p{i // 2}",), None, source)
-
-    sources = distill.by_source([example("a", i) for i in range(20)] + [example("b", i) for i in range(60)])
-    picked = [distill.pick(sources, step, 8, seed=1) for step in range(40)]
-    assert all(len({e.source for e in batch}) == 1 for batch in picked)
-    assert all(len({e.passages[0] for e in batch}) == len(batch) == 8 for batch in picked)
-    assert {batch[0].source for batch in picked} == {"a", "b"}
-    assert distill.pick(sources, 5, 8, seed=1) == picked[5]
-    assert picked[5] != picked[6]
+    with pytest.raises(TrainingError, match="passage p0 belongs to the split 'dev'"):
+        command(pairs.main, "--beir", write_beir(tmp_path / "b", "dev"), "--out", tmp_path / "o")
 
 
 # The whole way, small.
@@ -203,11 +277,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         25,
         "--learning-rate",
         0.01,
+        "--rest-learning-rate",
+        0.01,
         *size,
     ]
     command(pretrain.main, *args, "--steps", 25)
     (folder / "out" / "model.safetensors").unlink()
-    command(pretrain.main, *args, "--steps", 200)  # goes on at step 25
+    command(pretrain.main, *args, "--steps", 200)  # made longer, it goes on at step 25
     return folder / "out"
 
 
@@ -223,7 +299,7 @@ def test_a_vocabulary_is_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_pretraining_learns_and_resumes(backbone: Path) -> None:
-    rows = [json.loads(line) for line in (backbone / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (backbone / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 201))
     losses = [row["loss"] for row in rows]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
@@ -232,33 +308,81 @@ def test_pretraining_learns_and_resumes(backbone: Path) -> None:
     assert set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~") <= set(vocab)
 
 
-def test_distillation_makes_a_model_that_the_library_loads(backbone: Path, tmp_path: Path) -> None:
-    rows = [{"query": text[:8], "passages": [text]} for text in SENTENCES]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args = ["--base", backbone, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "model", "--dim", 16]
-    args += ["--batch", 8, "--save-every", 20, "--learning-rate", 0.003, "--device", "cpu"]
+def test_words_are_hidden_whole() -> None:
+    inside = np.zeros(60, dtype=np.bool_)
+    inside[40:] = True  # goes on with a word
+    rng = np.random.default_rng(0)
+    stream = np.where(rng.random(4_000) < 0.5, rng.integers(20, 40, 4_000), rng.integers(40, 60, 4_000))
+    stream = stream.astype(np.uint16)
+    ids, targets = (t.numpy() for t in pretrain.masked_batch(stream, 0, 8, 102, 0.3, inside, 1))
+    whole = np.where(targets == -100, ids, targets)
+    hidden = targets != -100
+    for row in range(8):
+        for place in range(2, 101):
+            if inside[whole[row, place]]:  # with the piece before
+                assert hidden[row, place] == hidden[row, place - 1] or place == 1
+    assert 0.15 < hidden.mean() < 0.45
+    assert not hidden[:, [0, -1]].any()
+    again = pretrain.masked_batch(stream, 0, 8, 102, 0.3, inside, 1)[0].numpy()
+    assert np.array_equal(again, ids)
+
+
+def test_an_epoch_reads_each_window_once() -> None:
+    stream = np.arange(20, 20 + 1_000, dtype=np.uint16)
+    inside = np.zeros(2_000, dtype=np.bool_)
+    n_windows = 1_000 // 10 - 1
+    seen = []
+    for step in range(n_windows // 9):
+        ids, targets = (t.numpy() for t in pretrain.masked_batch(stream, step, 9, 12, 0.2, inside, 3))
+        seen += np.where(targets == -100, ids, targets)[:, 1].tolist()
+    assert len(set(seen)) == len(seen) == n_windows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def scored_rows(n: int, n_ways: int, seed: int = 0) -> list[dict]:
+    """Tuples of other sentences than the query's, scored at random."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "query": f"{SENTENCES[i % len(SENTENCES)]}{i // len(SENTENCES)}",
+            "passages": [SENTENCES[(i + j) % len(SENTENCES)] for j in range(1, n_ways + 1)],
+            "scores": rng.permutation(n_ways).astype(float).tolist(),
+        }
+        for i in range(n)
+    ]
+
+
+SMALL = ["--dim", 16, "--device", "cpu", "--precision", "bf16", "--checkpoint-every", 0]
+LABELS = ["--kl", 0, "--contrast", 1]
+
+
+def test_contrast_makes_a_model_that_the_library_loads(backbone: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", [{"query": t[:8], "passages": [t]} for t in SENTENCES])
+    args = ["--base", backbone, "--data", data, "--out", tmp_path / "model", *SMALL, *LABELS]
+    args += ["--batch", 8, "--n-ways", 1, "--learning-rate", 0.003]
     command(distill.main, *args, "--steps", 60)
-    log = [json.loads(line)["loss"] for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    log = [row["loss"] for row in rows_of(tmp_path / "model" / "metrics.jsonl")]
     assert np.mean(log[-10:]) < 0.5 * np.mean(log[:5])
     retriever = JaColBERTRetriever.from_pretrained(tmp_path / "model")
     ids = retriever.add(SENTENCES)
     found = [retriever.search(text[:8], k=1)[0].id for text in SENTENCES]
     assert np.mean([a == b for a, b in zip(found, ids, strict=True)]) >= 0.8
+    assert (tmp_path / "model" / "plot.png").read_bytes()[1:4] == b"PNG"
+    assert any((tmp_path / "model" / "events").iterdir())
+    before = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    command(distill.main, *args, "--steps", 60)  # finished: nothing to do
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("optimizer", ["schedule-free", "linear"])
 def test_distillation_learns_the_order_of_a_teacher(backbone: Path, tmp_path: Path, optimizer: str) -> None:
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "query": text,
-            "passages": [SENTENCES[(i + j) % len(SENTENCES)] for j in range(1, 6)],
-            "scores": rng.permutation(5).astype(float).tolist(),
-        }
-        for i, text in enumerate(SENTENCES)
-    ]
-    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args = ["--base", backbone, "--data", tmp_path / "scored.jsonl", "--dim", 16, "--batch", len(rows)]
+    rows = scored_rows(len(SENTENCES), 5)
+    data = write_rows(tmp_path / "scored.jsonl", rows)
+    args = ["--base", backbone, "--data", data, *SMALL, "--batch", len(rows), "--n-ways", 5]
     args += ["--learning-rate", 0.003, "--optimizer", optimizer]
     command(distill.main, *args, "--out", tmp_path / "before", "--steps", 0)
     command(distill.main, *args, "--out", tmp_path / "after", "--steps", 300)
@@ -283,7 +407,147 @@ def share_in_order(model: Path, rows: list[dict]) -> float:
 def test_a_loss_that_is_no_number_stops_with_the_batch_named(
     backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "湖はどこ", "passages": ["琵琶湖"]}) + "\n")
+    data = write_rows(tmp_path / "pairs.jsonl", [{"query": "湖はどこ", "passages": ["琵琶湖"]}])
     monkeypatch.setattr(distill, "batch_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(RuntimeError, match="nan at step 0; its first query is '湖はどこ'"):
-        command(distill.main, "--base", backbone, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "m")
+    with pytest.raises(TrainingError, match="nan at step 0; .* begins with query '湖はどこ'"):
+        command(
+            distill.main, "--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 1
+        )
+
+
+def test_scores_are_asked_for_where_a_teacher_is_learnt(backbone: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", [{"query": "湖はどこ", "passages": ["琵琶湖", "富士山"]}])
+    args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 2]
+    with pytest.raises(TrainingError, match="have no scores .* Score them with training.score"):
+        command(distill.main, *args)
+
+
+# Exactness: float64, no dropout, no warm-up.
+
+EXACT = ["--dim", 16, "--device", "cpu", "--precision", "fp64", "--dropout", 0, "--warmup", 0]
+EXACT += ["--learning-rate", 0.001, "--steps", 20, "--batch", 8, "--n-ways", 4, "--checkpoint-every", 0]
+
+
+@pytest.fixture(scope="module")
+def exact(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path, dict, dict]:
+    """Arguments, and the weights before and after an unbroken run of one rank."""
+    folder = tmp_path_factory.mktemp("exact")
+    data = write_rows(folder / "scored.jsonl", scored_rows(50, 4))
+    args = ["--base", backbone, "--data", data, *EXACT]
+    command(distill.main, *args, "--out", folder / "one")
+    command(distill.main, *args, "--out", folder / "zero", "--steps", 0)
+    return args, folder, weights_of(folder / "zero"), weights_of(folder / "one")
+
+
+def weights_of(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "state" / "model.safetensors")
+
+
+def difference(before: dict, one: dict, other: dict) -> float:
+    """How far two runs ended from one another, by how far the weights moved."""
+    assert one.keys() == other.keys()
+    moved = sum(float((one[k] - before[k]).square().sum()) for k in one)
+    apart = sum(float((one[k] - other[k]).square().sum()) for k in one)
+    assert moved > 0
+    return float(np.sqrt(apart / moved))
+
+
+def test_two_ranks_equal_one(exact: tuple[list, Path, dict, dict]) -> None:
+    args, folder, before, one = exact
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        env = os.environ | {
+            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        line = [sys.executable, "-m", "training.distill", *map(str, args), "--out", str(folder / "two")]
+        processes.append(subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert difference(before, one, weights_of(folder / "two")) <= 1e-6
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_parts_of_a_batch_equal_the_whole(exact: tuple[list, Path, dict, dict], micro: int) -> None:
+    args, folder, before, one = exact
+    out = folder / f"micro-{micro}"
+    command(distill.main, *args, "--out", out, "--micro-batch", micro, "--gradient-checkpointing")
+    assert difference(before, one, weights_of(out)) <= 1e-6
+
+
+def test_a_killed_run_equals_an_unbroken_one(
+    exact: tuple[list, Path, dict, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, folder, before, one = exact
+    real, killed_at = distill.batch_loss, 13
+    calls = itertools.count()
+
+    def killed(*arguments):
+        if next(calls) == killed_at:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(distill, "batch_loss", killed)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - the runner may wrap it
+        command(distill.main, *args, "--out", folder / "killed", "--save-every", 5)
+    assert json.loads((folder / "killed" / "state" / "step.json").read_text())["step"] == 10
+    monkeypatch.undo()
+    command(distill.main, *args, "--out", folder / "killed", "--save-every", 5)
+    assert difference(before, one, weights_of(folder / "killed")) <= 1e-6
+    steps = [row["step"] for row in rows_of(folder / "killed" / "metrics.jsonl")]
+    assert steps == list(range(1, 21))
+
+
+def test_checkpoints_have_the_weights_to_use(backbone: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "scored.jsonl", scored_rows(40, 4))
+    args = ["--base", backbone, "--data", data, *EXACT, "--checkpoint-every", 10, "--ema", 0.9]
+    command(distill.main, *args, "--out", tmp_path / "m")
+    command(distill.main, *args, "--out", tmp_path / "half", "--steps", 10)
+    from safetensors.torch import load_file
+
+    kept = load_file(tmp_path / "m" / "checkpoints" / "step-10" / "model.safetensors")
+    final = load_file(tmp_path / "half" / "model.safetensors")
+    stepped = load_file(tmp_path / "half" / "state" / "model.safetensors")
+    assert all(torch.equal(kept[key], final[key]) for key in final)
+    word = "embeddings.word_embeddings.weight"
+    assert not torch.allclose(kept[f"bert.{word}"].double(), stepped[f"model.backbone.{word}"])
+    for folder in ("m", "m/checkpoints/step-10", "m/ema"):
+        retriever = JaColBERTRetriever.from_pretrained(tmp_path / folder)
+        retriever.add(SENTENCES[:5])
+        assert len(retriever.search("湖", k=3)) == 3
+
+
+def test_overfits_a_teacher(tmp_path: Path) -> None:
+    """64 tuples of 8, from random weights."""
+    from scipy.stats import spearmanr
+
+    folder = tmp_path / "random"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("\n".join(SENTENCES * 5), encoding="utf-8")
+    command(pretrain.main, "--text", tmp_path / "text", "--out", folder, "--steps", 0, "--hidden", 64,
+            "--layers", 2, "--heads", 2, "--length", 16, "--vocab-size", 400)  # fmt: skip
+    rng = np.random.default_rng(0)
+    n = len(SENTENCES)
+    rows = [
+        {
+            "query": SENTENCES[i % n][: 4 + i // n] + SENTENCES[(7 * i + 3) % n][:5],
+            "passages": [SENTENCES[(i + j) % n] for j in range(1, 9)],
+            "scores": rng.permutation(8).astype(float).tolist(),
+        }
+        for i in range(64)
+    ]
+    data = write_rows(tmp_path / "scored.jsonl", rows)
+    args = ["--base", folder, "--data", data, *SMALL, "--batch", 64, "--n-ways", 8, "--learning-rate", 0.004]
+    args += ["--dim", 32, "--precision", "fp32", "--query-length", "fixed(16)"]
+    command(distill.main, *args, "--out", tmp_path / "m", "--steps", 120)
+    retriever = JaColBERTRetriever.from_pretrained(tmp_path / "m", query_length="fixed(16)")
+    found = []
+    for row in rows:
+        score = {hit.text: hit.score for hit in retriever.rerank(row["query"], row["passages"])}
+        found.append(spearmanr([score[p] for p in row["passages"]], row["scores"]).statistic)
+    assert np.mean(found) >= 0.95

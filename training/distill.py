@@ -1,151 +1,330 @@
 """Trains a ColBERT from a backbone, or goes on training one.
 
-    python -m training.distill --base runs/mini/pretrain --data pairs.jsonl --out runs/mini/distill
+    python -m training.distill --base DIR --data tuples=scored.jsonl,queries=DIR,corpus=DIR --out DIR
+    torchrun --nproc-per-node 4 -m training.distill --config training/recipes/jacolbert-v2.5.toml
 
-Reads JSON lines {"query", "passages", "scores"?}, the first passage being the labelled positive. Examples
-with teacher scores are learnt by KL divergence between min-max-normalised scores; examples without, by
-in-batch contrast. Started again, it goes on where it was; finished, it does nothing.
+Reads tuples of a query with its documents. Those with teacher scores are learnt by KL divergence between
+min-max-normalised scores (JaColBERTv2.5), by the margins' error, or a mixture; labels by contrast, among a
+query's own documents or the whole batch's. Started again, it goes on where it was; finished, it does nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import math
-import time
-from collections import defaultdict
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.data import DataLoader
 
 from jacolbert_rag.config import EncoderConfig
-from jacolbert_rag.datatypes import TokenBatch
 from jacolbert_rag.encode import checkpoint, formats
 from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
-from jacolbert_rag.index.maxsim import maxsim_padded
-from training.losses import contrastive_loss, distillation_loss
-from training.state import load_state, save_state
+from jacolbert_rag.index.maxsim import maxsim_own, maxsim_padded
+from training.batches import Batch, Batches, Padded
+from training.data import OnMissing, read_data
+from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
+from training.options import Config, Limit, StageName, TrainingError, limited, run
+from training.report import Report, console
+from training.state import begin, claim, load_state, save_state
 
-CLIP = 1.0
-console = Console(stderr=True)
+CHECKPOINTS_FOLDER, EMA_FOLDER, STATE_FOLDER = "checkpoints", "ema", "state"
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,  # for tests of exactness
+}
+
+OptimizerName = Literal["schedule-free", "linear"]
+Negatives = Literal["own", "in-batch", "all"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
 
 @dataclass(frozen=True)
-class Example:
-    """One query with its passages.
+class Losses:
+    """What is learnt: a weighted sum.
 
     Attributes:
-        query: text.
-        passages: texts; the first answers the query.
-        scores: teacher scores of the passages, or None.
-        source: batches hold one source each, so that in-batch negatives are of one kind.
+        kl: weight of the KL divergence from the teacher.
+        margin_mse: weight of the error of margins.
+        normalize: which scores are min-max-normalised in these two.
+        contrast: weight of the cross-entropy of a query's answer among the negatives.
+        negatives: "own" are those of its tuple; "in-batch" the documents of the batch's other queries, its
+            own left out as colbert-ai does, since they may be answers; "all" is both.
+        temperature: of the contrast.
     """
 
-    query: str
-    passages: tuple[str, ...]
-    scores: tuple[float, ...] | None
-    source: str
+    kl: float
+    margin_mse: float
+    normalize: Normalize
+    contrast: float
+    negatives: Negatives
+    temperature: float
 
 
 def main(
-    base: Annotated[Path, typer.Option(help="backbone of training.pretrain, or a ColBERT checkpoint")],
-    data: Annotated[list[Path], typer.Option(help="JSON lines of examples; may be repeated")],
+    base: Annotated[str, typer.Option(help="backbone of training.pretrain, or a ColBERT: folder or hub id")],
+    data: Annotated[
+        list[str], typer.Option(help="tuples=…,queries=…,corpus=…[,n-ways=N][,limit=N][,name=S]")
+    ],
     out: Annotated[Path, typer.Option(help="folder of the ColBERT checkpoint")],
-    dim: int = 128,
-    document_length: Annotated[int, typer.Option(help="tokens read of a passage, at inference")] = 300,
-    train_document_length: Annotated[int, typer.Option(help="tokens read in training")] = 256,
+    dim: Annotated[int, typer.Option(help="of the projection; a ColBERT to go on with has its own")] = 128,
+    document_length: Annotated[int, typer.Option(help="tokens read of a document, stored too")] = 300,
+    train_document_length: Annotated[int | None, typer.Option(help="in training, where it differs")] = None,
     query_length: Annotated[str, typer.Option(help="rule of query augmentation in training")] = "fixed(32)",
-    batch: Annotated[int, typer.Option(help="queries of a step")] = 32,
-    steps: int = 1_000,
-    learning_rate: float = 3e-4,
+    n_ways: Annotated[int, typer.Option(min=1, help="documents of a query")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="queries of a step, over all ranks")] = 64,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="queries of one forward pass")] = None,
+    steps: int = 50_000,
+    learning_rate: float = 3e-5,
     warmup: Annotated[float, typer.Option(help="share of the steps with a rising rate")] = 0.05,
-    optimizer: Literal["schedule-free", "linear"] = "schedule-free",
-    temperature: Annotated[float, typer.Option(help="of in-batch contrast")] = 1.0,
-    save_every: int = 100,
-    limit: Annotated[int | None, typer.Option(help="examples to use, for a quick try")] = None,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    optimizer: OptimizerName = "schedule-free",
+    weight_decay: float = 0.0,
+    clip: Annotated[float, typer.Option(help="greatest norm of the gradient; 0 is off")] = 0.0,
+    kl: Annotated[float, typer.Option(help="weight of the KL divergence from the teacher")] = 1.0,
+    margin_mse: Annotated[float, typer.Option(help="weight of the error of margins")] = 0.0,
+    normalize: Annotated[Normalize, typer.Option(help="scores that are min-max-normalised")] = "both",
+    contrast: Annotated[float, typer.Option(help="weight of the contrast by labels")] = 0.0,
+    negatives: Annotated[Negatives, typer.Option(help="documents that labels are held against")] = "all",
+    temperature: Annotated[float, typer.Option(help="of the contrast")] = 1.0,
+    precision: Annotated[Precision | None, typer.Option(help="fp16 on CUDA, else bf16")] = None,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="less memory for a third more time")] = False,
+    dropout: Annotated[float | None, typer.Option(help="where it is not the base's own")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="steps between states to resume from")] = 2_000,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="steps between checkpoints; 0 is none")
+    ] = 2_000,
+    ema: Annotated[float, typer.Option(help="decay of a running mean of the weights; 0 is off")] = 0.0,
+    dev: Annotated[Path | None, typer.Option(help="BEIR folder to score on while training")] = None,
+    dev_split: str = "dev",
+    dev_every: Annotated[int, typer.Option(min=1, help="steps between scores")] = 2_000,
+    dev_limit: Annotated[int | None, typer.Option(min=1, help="queries of it")] = None,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="of the stored weights")] = "float32",
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that tokenise ahead")] = None,
+    on_missing: Annotated[OnMissing, typer.Option(help="what becomes of tuples without text")] = "refuse",
+    device: str | None = None,
     seed: int = 12345,
+    limit: Limit = None,
+    config: Config = None,
+    stage: StageName = None,
 ) -> None:
     """Train a ColBERT."""
-    if (out / WEIGHTS_FILE).exists():
-        console.print(f"{out} is finished: nothing to do.")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    torch.set_flush_denormal(True)  # denormals make a step several times slower on a CPU
-
-    model, tokenizer = start(base, dim, document_length)
-    model.to(device).train()
-    config = replace(tokenizer.config, document_length=train_document_length, query_length=query_length)
-    reader = Tokenizer(tokenizer.subwords, config)
-    examples = read_examples(data, limit)
-    sources = by_source(examples)
-    counts = ", ".join(f"{name} {len(rows):,}" for name, rows in sources.items())
-    console.print(f"{len(examples):,} examples: {counts}")
-
-    stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps))
-    step = load_state(out / "state", model, stepper)
+    # Settings.
+    ranks = Ranks.from_environment(device)
+    steps = limited(steps, limit)
+    losses = Losses(kl, margin_mse, normalize, contrast, negatives, temperature)
+    precision = precision or ("fp16" if ranks.device.type == "cuda" else "bf16")
+    local = batch // ranks.world
+    micro = min(micro_batch or local, local)
+    if contrast and negatives != "own" and micro < local:
+        raise TrainingError(
+            f"Negatives {negatives!r} need a rank's {local} queries in one forward pass, and --micro-batch "
+            f"is {micro}. Drop it, take --gradient-checkpointing, or --negatives own."
+        )
     recipe = {
-        "base": str(base), "data": [p.name for p in data], "data_digest": digest(data), "limit": limit,
-        "dim": dim, "document_length": document_length,
-        "train_document_length": train_document_length, "query_length": query_length, "batch": batch,
-        "steps": steps, "learning_rate": learning_rate, "warmup": warmup, "optimizer": optimizer,
-        "temperature": temperature, "seed": seed, "torch": torch.__version__,
+        "base": base, "data": data, "dim": dim, "document_length": document_length,
+        "train_document_length": train_document_length, "query_length": query_length, "n_ways": n_ways,
+        "batch": batch, "steps": steps, "learning_rate": learning_rate, "warmup": warmup,
+        "optimizer": optimizer, "weight_decay": weight_decay, "clip": clip, **asdict(losses),
+        "precision": precision, "dropout": dropout, "ema": ema, "seed": seed, "limit": limit,
+        "torch": torch.__version__,
     }  # fmt: skip
-    (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
-    started, done = time.monotonic(), 0
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        while step < steps:
+    with ExitStack() as stack:
+        stack.enter_context(ranks.joined())
+        if ranks.first:
+            stack.enter_context(claim(out))
+        if (out / WEIGHTS_FILE).exists():
+            ranks.say(f"{out} is finished: nothing to do.")
+            return
+        if ranks.first:
+            begin(out, recipe, changeable=("torch",))
+
+        # Model.
+        torch.manual_seed(seed)
+        torch.set_flush_denormal(True)  # denormals make a step several times slower on a CPU
+        model, tokenizer = start(base, dim, document_length)
+        set_dropout(model, dropout)
+        model.to(ranks.device, torch.float64 if precision == "fp64" else torch.float32).train()
+        length = train_document_length or document_length
+        reader = Tokenizer(
+            tokenizer.subwords,
+            replace(tokenizer.config, document_length=length, query_length=query_length),
+        )
+
+        # Data.
+        sources = [read_data(spec, on_missing=on_missing, limit=limit) for spec in data]
+        batches = Batches(
+            sources,
+            reader,
+            n_ways=n_ways,
+            batch=batch,
+            steps=steps,
+            seed=seed,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
+        ranks.say(f"Tuples: {batches.summary()}.")
+        dev_set = None
+        if dev is not None and ranks.first:
+            from training.dev import DevSet
+
+            dev_set = DevSet(
+                dev, dev_split, limit=dev_limit if limit is None else min(limit, dev_limit or limit)
+            )
+
+        # Optimizer, and where the run was.
+        stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps), weight_decay)
+        running = deepcopy(model) if ema else None
+        kept = nn.ModuleDict({"model": model} | ({"ema": running} if running is not None else {}))
+        scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
+        step = load_state(out / STATE_FOLDER, kept, [stepper])
+
+        # Loop.
+        report = stack.enter_context(Report(out, steps, step, quiet=not ranks.first))
+        for learnt in loader(batches, step, steps, workers, ranks.device):
+            torch.manual_seed(seed * 1_000_003 + step * ranks.world + ranks.rank)  # of dropout
             if optimizer == "linear":
                 for group in stepper.param_groups:
                     group["lr"] = learning_rate * linear(step / steps, warmup)
-            chosen = pick(sources, step, batch, seed)
-            loss = batch_loss(model, reader, chosen, temperature, device)
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(
-                    f"The loss is {loss.item()} at step {step}; its first query is {chosen[0].query!r}. "
-                    "Lower --learning-rate, or look at that batch."
+            value = 0.0
+            for part in parts(learnt, micro):
+                share = len(part.labelled) / len(learnt.labelled)
+                with attention(ranks.device):  # also in the backward pass, which may compute layers again
+                    with lowered(precision, ranks.device):
+                        loss = share * batch_loss(model, part, losses, ranks.device, gradient_checkpointing)
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                value += loss.item()
+            value = ranks.mean(value)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"The loss is {value} at step {step}; this rank's batch is of {learnt.source} and "
+                    f"begins with query {learnt.first!r}. Lower --learning-rate, take --precision fp32, or "
+                    "look at that batch."
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            stepper.step()
+            ranks.average_gradients(model)
+            if clip:
+                scaler.unscale_(stepper)
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(stepper)
+            scaler.update()
             stepper.zero_grad(set_to_none=True)
+            if running is not None:
+                follow(running, model, ema)
             step += 1
-            done += 1
-            row = {"step": step, "loss": round(loss.item(), 4), "source": chosen[0].source}
-            log.write(json.dumps(row) + "\n")
-            if step % save_every == 0:
-                log.flush()
-                save_state(out / "state", model, stepper, step)
-                rate = done / (time.monotonic() - started)
-                console.print(f"step {step}/{steps}: loss {row['loss']}, {rate:.2f} steps/s")
-    if hasattr(stepper, "eval"):
-        # Schedule-free keeps two sets of weights; those to use are not those that it steps with.
-        stepper.eval()
-    checkpoint.save(out, model, tokenizer, dtype=torch.float16)
-    console.print(f"ColBERT written to {out}.")
+            rate = float(stepper.param_groups[0].get("scheduled_lr", stepper.param_groups[0]["lr"]))
+            report.step(step, loss=value, learning_rate=rate, tokens=learnt.n_tokens * ranks.world)
+
+            if ranks.first and step % save_every == 0:
+                report.flush()
+                save_state(out / STATE_FOLDER, kept, [stepper], step)
+            if ranks.first and checkpoint_every and step % checkpoint_every == 0 and step < steps:
+                with evaluated(stepper):
+                    write(out / CHECKPOINTS_FOLDER / f"step-{step}", model, tokenizer, dtype)
+            if dev_set is not None and (step % dev_every == 0 or step == steps):
+                with evaluated(stepper):
+                    found = dev_set.score(model, tokenizer, device=ranks.device)
+                report.note(step, **{f"{name} of {dev_set.name}": score for name, score in found.items()})
+
+        # The model.
+        if ranks.first:
+            report.flush()
+            save_state(out / STATE_FOLDER, kept, [stepper], step)
+            if running is not None:
+                write(out / EMA_FOLDER, running, tokenizer, dtype)
+            with evaluated(stepper):
+                write(out, model, tokenizer, dtype)
+            report.say(f"ColBERT written to {out}.")
 
 
-def start(base: Path, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run; torchrun tells each which it is."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls, device: str | None) -> Ranks:
+        """This process; without torchrun it is alone."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if device is None:
+            local = os.environ.get("LOCAL_RANK", "0")
+            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        return cls(int(os.environ.get("RANK", "0")), world, torch.device(device))
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Meet the others, and part from them."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world == 1:
+            yield
+            return
+        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
+
+    def say(self, line: str) -> None:
+        """Print once."""
+        if self.first:
+            console.print(line, markup=False)
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all ranks; NaN where one has NaN."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return float(total) / self.world
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Give all ranks the mean of their gradients, in one exchange.
+
+        By hand and not by DistributedDataParallel: queries, documents, micro-batches and recomputed layers
+        make several passes through the network before one exchange, which it is not made for.
+        """
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def start(base: str, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
     """The network and tokenizer to train: of a ColBERT, or a backbone under a new projection."""
-    weights = {} if (base / formats.MODULES_FILE).is_file() else read_weights(base)
+    folder = Path(base)
+    weights = {}
+    if folder.is_dir() and not (folder / formats.MODULES_FILE).is_file():
+        weights = read_weights(folder)
     if not weights or formats.PROJECTION in weights:
         loaded = checkpoint.load(base, overrides={"document_length": document_length})
-        if loaded.config.dim != dim:
-            raise ValueError(f"{base} projects to {loaded.config.dim} dimensions, not {dim}. Pass --dim.")
-        return without_dropout(loaded.model), loaded.tokenizer
-    config = checkpoint.read_backbone_config(base)
+        return loaded.model, loaded.tokenizer
+    config = checkpoint.read_backbone_config(folder)
     backbone = load_backbone(config, weights)
     projection = Dense(config.hidden_size, dim)
     nn.init.orthogonal_(projection.linear.weight)  # keeps the distances as well as dim allows
@@ -153,107 +332,157 @@ def start(base: Path, dim: int, document_length: int) -> tuple[ColBERT, Tokenize
     settings = EncoderConfig(
         dim=dim, document_length=document_length, max_positions=config.max_position_embeddings
     )
-    return without_dropout(model), Tokenizer(load_subwords(base), settings)
+    return model, Tokenizer(load_subwords(folder), settings)
 
 
-def without_dropout(model: ColBERT) -> ColBERT:
-    """The network, whose dropout layers let everything through."""
+def set_dropout(model: ColBERT, share: float | None) -> None:
+    """Let dropout layers drop this share; None leaves them."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+        if share is not None and isinstance(module, nn.Dropout):
+            module.p = share
 
 
-def read_examples(paths: list[Path], limit: int | None) -> list[Example]:
-    """Examples of all files, in order."""
-    examples = []
-    for path in paths:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                scores = tuple(row["scores"]) if row.get("scores") else None
-                if scores is not None and len(scores) != len(row["passages"]):
-                    raise ValueError(f"{path}: {len(row['passages'])} passages, {len(scores)} scores.")
-                source = str(row.get("source", path.stem))
-                examples.append(Example(row["query"], tuple(row["passages"]), scores, source))
-    return examples[:limit]
+def loader(
+    batches: Batches, step: int, steps: int, workers: int | None, device: torch.device
+) -> DataLoader[Batch]:
+    """Batches from a step on, tokenised by other processes where a GPU would wait for them."""
+    n = (4 if device.type == "cuda" else 0) if workers is None else workers
+    return DataLoader(
+        batches,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=range(step, steps),
+        num_workers=n,
+        collate_fn=_as_it_is,  # with batch_size=None it is given one item
+        prefetch_factor=4 if n else None,
+    )
 
 
-def by_source(examples: list[Example]) -> dict[str, list[Example]]:
-    """Examples of each source, those with scores and those without apart."""
-    sources: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        scored = " scored" if example.scores else ""
-        sources[example.source + scored].append(example)
-    return dict(sources)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def pick(sources: dict[str, list[Example]], step: int, batch: int, seed: int) -> list[Example]:
-    """The examples of one step: of one source, drawn in proportion to its size, no passage twice.
+def parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of at most so many queries."""
+    for start_ in range(0, len(batch.labelled), size):
+        yield batch.part(start_, min(start_ + size, len(batch.labelled)))
 
-    It depends on the step alone, so a resumed run sees what an unbroken one would.
-    """
-    rng = np.random.default_rng((seed, step))
-    names = list(sources)
-    sizes = np.array([len(sources[name]) for name in names], dtype=np.float64)
-    rows = sources[names[rng.choice(len(names), p=sizes / sizes.sum())]]
-    chosen, seen = [], set()
-    for i in rng.permutation(len(rows))[: 4 * batch]:
-        if rows[i].passages[0] not in seen:
-            seen.add(rows[i].passages[0])
-            chosen.append(rows[i])
-        if len(chosen) == batch:
-            break
-    return chosen
+
+def lowered(precision: Precision, device: torch.device) -> torch.autocast:
+    """Products of this precision; weights and losses stay in float32."""
+    enabled = precision in ("bf16", "fp16")
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=enabled)
+
+
+@contextmanager
+def attention(device: torch.device) -> Iterator[None]:
+    """On a CPU the fused kernel's backward pass takes three times as long as that of plain products."""
+    if device.type != "cpu":
+        yield
+        return
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        yield
 
 
 def batch_loss(
-    model: ColBERT, tokenizer: Tokenizer, examples: list[Example], temperature: float, device: str
+    model: ColBERT, batch: Batch, losses: Losses, device: torch.device, gradient_checkpointing: bool = False
 ) -> Tensor:
-    """Loss of one batch: distillation where a teacher scored it, in-batch contrast where none did."""
-    queries, asked = embed(
-        model, tokenizer.queries([e.query for e in examples]), tokenizer.special.pad, device
-    )
-    passages = [p for e in examples for p in e.passages]
-    batch = tokenizer.documents(passages)
-    documents, kept = embed(model, batch, tokenizer.special.pad, device, skipped=tokenizer.skiplist())
-    scores = maxsim_padded(queries, asked, documents, kept)
-    first = np.cumsum([0, *(len(e.passages) for e in examples)])
-    if examples[0].scores is not None:
-        own = torch.stack([scores[i, a:b] for i, (a, b) in enumerate(itertools.pairwise(first))])
-        return distillation_loss(own, torch.tensor([e.scores for e in examples], device=device))
-    positives = torch.from_numpy(first[:-1]).to(device)
-    texts = np.array(passages, dtype=object)
-    relevant = torch.from_numpy(texts[None, :] == texts[first[:-1]][:, None]).to(device)
-    return contrastive_loss(scores, positives, relevant, temperature)
+    """The weighted sum of losses over some queries.
+
+    Raises:
+        TrainingError: nothing is asked for that these tuples could teach.
+    """
+    queries, asked = embed(model, batch.queries, device, gradient_checkpointing)
+    documents, kept = embed(model, batch.documents, device, gradient_checkpointing)
+    n_queries, n_ways = batch.labelled.shape
+    own_documents = documents.view(n_queries, n_ways, *documents.shape[1:])
+    own = maxsim_own(queries, asked, own_documents, kept.view(n_queries, n_ways, -1))
+    terms = []
+    if batch.scores is not None and n_ways > 1:
+        teacher = torch.from_numpy(batch.scores).to(device, own.dtype)
+        if losses.kl:
+            terms.append(losses.kl * distillation_loss(own, teacher, losses.normalize))
+        if losses.margin_mse:
+            terms.append(losses.margin_mse * margin_mse_loss(own, teacher, losses.normalize))
+    if losses.contrast and batch.labelled[:, 0].all():
+        if losses.negatives == "own":
+            scores, positives, out = own, torch.zeros(n_queries, dtype=torch.long), batch.labelled
+        else:
+            scores = maxsim_padded(queries, asked, documents, kept)
+            positives = torch.arange(0, n_queries * n_ways, n_ways)
+            out = left_out(batch, with_own=losses.negatives == "in-batch")
+        relevant = torch.from_numpy(out).to(device)
+        terms.append(
+            losses.contrast * contrastive_loss(scores, positives.to(device), relevant, losses.temperature)
+        )
+    if not terms:
+        raise TrainingError(
+            f"The tuples of {batch.source} (query {batch.first!r}) have "
+            f"{'no' if batch.scores is None else 'teacher'} scores and {n_ways} documents a query, and the "
+            f"losses asked for are {losses}. Score them with training.score, or pass --contrast 1."
+        )
+    return torch.stack(terms).sum()
+
+
+def left_out(batch: Batch, *, with_own: bool) -> Any:
+    """(b, b * n_ways) bool: documents that are no negatives of a query.
+
+    Its answers and documents equal to its answer; `with_own`, all other documents of its tuple.
+    """
+    n_queries, n_ways = batch.labelled.shape
+    out = batch.keys[None, :] == batch.keys[::n_ways, None]
+    for i in range(n_queries):
+        own = slice(i * n_ways, (i + 1) * n_ways)
+        out[i, own] |= True if with_own else batch.labelled[i]
+    return out
 
 
 def embed(
-    model: ColBERT, batch: TokenBatch, pad_id: int, device: str, *, skipped: frozenset[int] = frozenset()
+    model: ColBERT, padded: Padded, device: torch.device, gradient_checkpointing: bool
 ) -> tuple[Tensor, Tensor]:
     """(n_texts, length, dim) embeddings with gradients, and (n_texts, length) bool of tokens that count."""
-    width = int(batch.lengths.max())
-    inside = np.arange(width) < batch.lengths[:, None]
-    ids = np.full(inside.shape, pad_id, dtype=np.int64)
-    ids[inside] = batch.ids
-    attended = np.arange(width) < batch.n_attended[:, None]
-    kept = inside & ~np.isin(ids, list(skipped))
-    with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
-        embedded = model(torch.from_numpy(ids).to(device), torch.from_numpy(attended).to(device))
-    return embedded.float(), torch.from_numpy(kept).to(device)
+    ids = torch.from_numpy(padded.ids).to(device, non_blocking=True)
+    attended = torch.from_numpy(padded.attended).to(device, non_blocking=True)
+    if gradient_checkpointing:
+        embedded = recomputed(model, ids, attended, use_reentrant=False)
+    else:
+        embedded = model(ids, attended)
+    return embedded, torch.from_numpy(padded.kept).to(device, non_blocking=True)
 
 
-def make_optimizer(model: nn.Module, name: str, learning_rate: float, n_warmup: int) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, name: OptimizerName, learning_rate: float, n_warmup: int, weight_decay: float = 0.0
+) -> Optimizer:
     """AdamW, schedule-free as in JaColBERTv2.5 or under a linear decay as before it."""
     if name == "linear":
-        return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     import schedulefree
 
     stepper: Any = schedulefree.AdamWScheduleFree(
-        model.parameters(), lr=learning_rate, warmup_steps=n_warmup, weight_decay=0.0
+        model.parameters(), lr=learning_rate, warmup_steps=n_warmup, weight_decay=weight_decay
     )
     stepper.train()
     return stepper  # type: ignore[no-any-return]
+
+
+@contextmanager
+def evaluated(optimizer: Any) -> Iterator[None]:
+    """Weights to use: schedule-free AdamW keeps two sets, and those that it steps with are not they."""
+    schedule_free = hasattr(optimizer, "eval")
+    if schedule_free:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        if schedule_free:
+            optimizer.train()
+
+
+@torch.no_grad()
+def follow(running: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the running mean towards the weights."""
+    for mean, weight in zip(running.parameters(), model.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
 
 
 def linear(progress: float, warmup: float) -> float:
@@ -261,13 +490,10 @@ def linear(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
-def digest(paths: list[Path]) -> str:
-    """16 hex digits of the data's bytes."""
-    total = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        total.update(path.read_bytes())
-    return total.hexdigest()
+def write(folder: Path, model: ColBERT, tokenizer: Tokenizer, dtype: str) -> None:
+    """Write a checkpoint that the library loads."""
+    checkpoint.save(folder, model, tokenizer, dtype=getattr(torch, dtype))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("distill", main)

@@ -1,75 +1,137 @@
-"""Training examples from what people wrote: questions with their passages, headings with their text.
+"""Training questions from what people wrote: questions with their passages, headings with their text.
 
-    python -m training.pairs --beir DIR --out pairs.jsonl
-    python -m training.pairs --weak DIR --out weak.jsonl
+    python -m training.pairs --beir DIR --beir DIR --weak DIR --out runs/mini/pairs
 
-Writes JSON lines {"query", "passages", "source"}; the first passage answers the query. Only the train split
-of a BEIR folder is read, and a passage of another split is refused.
+Writes two folders in BEIR layout: OUT/train, and OUT/held of articles that are kept for measuring while
+training, so that no choice is made on a dev split. Only the train split of a BEIR folder is read, and a
+passage of another split is refused.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from training.pretrain import open_text
+from training.data import read_json_lines, read_qrels
+from training.options import Config, Limit, StageName, TrainingError, console, run
+from training.state import begin, claim
 
 SPLIT = "train"
-console = Console(stderr=True)
+TRAIN_FOLDER, HELD_FOLDER = "train", "held"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and a passage that answers it.
+
+    Attributes:
+        source: the folder or file that it is of.
+        query_id: unique in its source.
+        document_id: unique in its source.
+        title: of the passage's article; may be empty.
+    """
+
+    source: str
+    query_id: str
+    query: str
+    document_id: str
+    title: str
+    text: str
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="JSON lines to write")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
     beir: Annotated[list[Path] | None, typer.Option(help="BEIR folder with qrels/train.tsv")] = None,
-    weak: Annotated[list[Path] | None, typer.Option(help="folder of {query, title, text} JSON lines")] = None,
+    weak: Annotated[list[Path] | None, typer.Option(help="folder of {id, query, title, text} lines")] = None,
+    held: Annotated[float, typer.Option(min=0, max=0.5, help="share of the BEIR folders' articles")] = 0.03,
+    seed: int = 12345,
+    limit: Limit = None,
+    config: Config = None,
+    stage: StageName = None,
 ) -> None:
-    """Write training examples."""
-    n = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
-        for rows in [*map(beir_pairs, beir or []), *map(weak_pairs, weak or [])]:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                n += 1
-    console.print(f"{n:,} examples written to {out}.")
+    """Write training questions."""
+    with claim(out):
+        if (out / TRAIN_FOLDER).exists():
+            console.print(f"{out} is finished: nothing to do.")
+            return
+        recipe = {"beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []]}
+        begin(out, {**recipe, "held": held, "seed": seed, "limit": limit})
+        train: list[Pair] = []
+        kept: list[Pair] = []
+        for folder in beir or []:
+            for pair in list(beir_pairs(folder))[:limit]:
+                (kept if is_held(pair, held, seed) else train).append(pair)
+        for folder in weak or []:
+            train += list(weak_pairs(folder))[:limit]
+        if not train:
+            raise TrainingError("There are no pairs. Name folders with --beir or --weak.")
+        if kept:
+            write_beir(out / HELD_FOLDER, kept)
+        write_beir(out / TRAIN_FOLDER, train)
+        console.print(f"{len(train):,} pairs to train on, {len(kept):,} kept for measuring, in {out}.")
 
 
-def beir_pairs(folder: Path) -> Iterator[dict[str, Any]]:
-    """One example for each relevant (query, passage) of the train split."""
+def beir_pairs(folder: Path) -> Iterator[Pair]:
+    """One pair for each relevant (query, passage) of the train split."""
     corpus = {row["_id"]: row for row in read_json_lines(folder / "corpus.jsonl")}
     queries = {row["_id"]: row["text"] for row in read_json_lines(folder / "queries.jsonl")}
-    with (folder / "qrels" / f"{SPLIT}.tsv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            passage = corpus[row["corpus-id"]]
-            split = passage.get("metadata", {}).get("split", SPLIT)
+    for query_id, judged in read_qrels(folder / "qrels" / f"{SPLIT}.tsv").items():
+        for document_id, score in judged.items():
+            passage = corpus[document_id]
+            split = (passage.get("metadata") or {}).get("split", SPLIT)
             if split != SPLIT:
-                raise ValueError(f"{folder}: passage {passage['_id']} belongs to the split {split!r}.")
-            if int(row["score"]) > 0:
-                text = " ".join(filter(None, [passage.get("title"), passage["text"]]))
-                yield {"query": queries[row["query-id"]], "passages": [text], "source": folder.name}
+                raise TrainingError(
+                    f"{folder}: passage {document_id} belongs to the split {split!r}, and qrels/{SPLIT}.tsv "
+                    "names it. Take that row out: what is measured on must not be trained on."
+                )
+            if score > 0:
+                title = passage.get("title") or ""
+                yield Pair(folder.name, query_id, queries[query_id], document_id, title, passage["text"])
 
 
-def weak_pairs(folder: Path) -> Iterator[dict[str, Any]]:
-    """One example for each heading with the text under it."""
+def weak_pairs(folder: Path) -> Iterator[Pair]:
+    """One pair for each heading with the text under it; the heading is not read with the text."""
     for path in sorted(folder.glob("*.jsonl*")):
-        for row in read_json_lines(path.with_name(path.name.removesuffix(".gz"))):
-            source = path.name.split(".")[0]
-            yield {"query": row["query"], "passages": [row["text"]], "source": source}
+        source = path.name.split(".")[0]
+        for row in read_json_lines(path):
+            yield Pair(source, row["id"], row["query"], row["id"], "", row["text"])
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON lines file, or of the same file packed."""
-    packed = path.with_name(path.name + ".gz")
-    with open_text(packed if packed.exists() else path) as file:
-        for line in file:
-            yield json.loads(line)
+def is_held(pair: Pair, share: float, seed: int) -> bool:
+    """Whether a pair's article is kept for measuring: all of an article, or nothing."""
+    article = f"{seed}\t{pair.source}\t{pair.title or pair.document_id}"
+    number = int.from_bytes(blake2b(article.encode(), digest_size=8).digest(), "little")
+    return number < share * 2**64
+
+
+def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:
+    """Write corpus.jsonl, queries.jsonl and qrels/train.tsv; ids begin with their source."""
+    new = folder.with_name(f".{folder.name}.new")
+    (new / "qrels").mkdir(parents=True, exist_ok=True)
+    documents: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    qrels = ["query-id\tcorpus-id\tscore\n"]
+    for pair in pairs:
+        document_id, query_id = f"{pair.source}:{pair.document_id}", f"{pair.source}:{pair.query_id}"
+        about = {"source": pair.source}
+        documents[document_id] = _line(_id=document_id, title=pair.title, text=pair.text, metadata=about)
+        queries[query_id] = _line(_id=query_id, text=pair.query, metadata=about)
+        qrels.append(f"{query_id}\t{document_id}\t1\n")
+    (new / "corpus.jsonl").write_text("".join(documents.values()), encoding="utf-8")
+    (new / "queries.jsonl").write_text("".join(queries.values()), encoding="utf-8")
+    (new / "qrels" / f"{SPLIT}.tsv").write_text("".join(qrels), encoding="utf-8")
+    new.rename(folder)
+
+
+def _line(**row: object) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("pairs", main)

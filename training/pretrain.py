@@ -8,33 +8,36 @@ model.safetensors. Started again, it goes on where it was; finished, it does not
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import math
 import string
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import BertConfig, BertForMaskedLM
 
+from jacolbert_rag.datatypes import BoolArray, IntArray
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
+from training.data import open_text
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
-from training.state import load_state, save_state
+from training.losses import vocabulary_loss
+from training.options import Config, Limit, StageName, TrainingError, console, limited, run
+from training.report import Report
+from training.state import begin, claim, load_state, save_state
 
 # The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
 SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
@@ -42,7 +45,7 @@ ALPHABET = 4_000  # characters, the commonest; the vocabulary has no others
 EMBEDDING_NORM = 0.5  # of a token and of a position; BERT's random rows of 256 have 0.32
 UNMASKED_SHARE = 0.1  # of the positions to predict, left as they are, so that real tokens are read too
 
-console = Console(stderr=True)
+STATE_FOLDER = "state"
 
 
 def main(
@@ -56,22 +59,94 @@ def main(
     layers: int = 4,
     heads: int = 4,
     length: Annotated[int, typer.Option(help="tokens of a sequence, [CLS] and [SEP] included")] = 320,
-    batch: Annotated[int, typer.Option(help="sequences of a step")] = 32,
+    batch: Annotated[int, typer.Option(help="sequences of a step")] = 16,
     steps: int = 2_000,
-    learning_rate: float = 1e-3,
-    warmup: Annotated[float, typer.Option(help="share of the steps with a rising rate")] = 0.04,
+    learning_rate: Annotated[float, typer.Option(help="of the layers' matrices, by Muon")] = 1e-2,
+    rest_learning_rate: Annotated[float, typer.Option(help="of embeddings, biases, norms, by AdamW")] = 3e-3,
+    warmup: Annotated[int, typer.Option(help="steps with a rising rate")] = 50,
+    decay: Annotated[float, typer.Option(help="share of the steps with a falling rate, at the end")] = 0.3,
     mask_share: float = 0.2,
-    save_every: int = 100,
-    limit: Annotated[int | None, typer.Option(help="lines of each file, for a quick try")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="steps between states to resume from")] = 250,
     seed: int = 12345,
+    limit: Limit = None,
+    config: Config = None,
+    stage: StageName = None,
 ) -> None:
     """Learn a vocabulary and a backbone from text."""
-    if (out / WEIGHTS_FILE).exists():
-        console.print(f"{out} is finished: nothing to do.")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    shares = {k: float(v) for k, v in (pair.split("=") for pair in weights.split(",") if pair)}
-    paths = sorted(p for p in text.iterdir() if ".txt" in p.suffixes)
+    steps = limited(steps, limit)
+    recipe = {
+        "text": str(text), "weights": weights, "vocab_size": vocab_size, "hidden": hidden, "layers": layers,
+        "heads": heads, "length": length, "batch": batch, "steps": steps, "learning_rate": learning_rate,
+        "rest_learning_rate": rest_learning_rate, "warmup": warmup, "decay": decay, "mask_share": mask_share,
+        "seed": seed, "limit": limit, "torch": torch.__version__,
+    }  # fmt: skip
+    with claim(out):
+        if (out / WEIGHTS_FILE).exists():
+            console.print(f"{out} is finished: nothing to do.")
+            return
+        begin(out, recipe, changeable=("steps", "torch"))
+        paragraphs = reader(text, weights, limit, seed)
+        vocab = learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
+        stream = tokenize(out / "tokens.npy", paragraphs, vocab)
+        inside = np.array([piece.startswith("##") for piece in vocab])
+        console.print(f"{len(vocab):,} tokens in the vocabulary, {len(stream):,} tokens of text")
+
+        torch.manual_seed(seed)
+        # Denormals make a step several times slower on a CPU.
+        torch.set_flush_denormal(True)
+        model = BertForMaskedLM(architecture(len(vocab), hidden, layers, heads)).train()
+        if not (out / STATE_FOLDER).exists():
+            start_from_counts(model, stream, seed)
+        optimizers = make_optimizers(model, learning_rate, rest_learning_rate)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups]
+        step = load_state(out / STATE_FOLDER, model, optimizers)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        with Report(out, steps, step) as report:
+            while step < steps:
+                factor = schedule(step, steps, warmup, decay)
+                for group, rate in zip(groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                ids, targets = masked_batch(stream, step, batch, length, mask_share, inside, seed)
+                loss = masked_loss(model, ids, targets)
+                if not math.isfinite(loss.item()):
+                    raise TrainingError(f"The loss is {loss.item()} at step {step}; lower --learning-rate.")
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                step += 1
+                rate_now = learning_rate * factor
+                report.step(step, loss=loss.item(), learning_rate=rate_now, tokens=ids.numel())
+                if step % save_every == 0:
+                    report.flush()
+                    save_state(out / STATE_FOLDER, model, optimizers, step)
+        write_backbone(out, model, vocab)
+        console.print(f"Backbone written to {out}.")
+
+
+def reader(folder: Path, weights: str, limit: int | None, seed: int) -> Callable[[str], Iterator[str]]:
+    """A function that reads all paragraphs under a bar of the label that it is given.
+
+    Args:
+        folder: of text files.
+        weights: PREFIX=SHARE,…; of a file whose name begins so, only this share of the lines is read.
+        limit: lines of each file.
+        seed: of which lines are left out.
+
+    Raises:
+        TrainingError: there is no text file, or a share cannot be read.
+    """
+    try:
+        shares = {k: float(v) for k, v in (pair.split("=") for pair in weights.split(",") if pair)}
+    except ValueError as error:
+        raise TrainingError(f"--weights is {weights!r}; expected PREFIX=SHARE,… such as law=0.5.") from error
+    paths = sorted(path for path in folder.glob("*") if ".txt" in path.suffixes)
+    if not paths:
+        raise TrainingError(
+            f"{folder} has no .txt, .txt.gz or .txt.xz file. Name a folder of text with --text."
+        )
 
     def paragraphs(label: str) -> Iterator[str]:
         rng = np.random.default_rng(seed)
@@ -79,58 +154,24 @@ def main(
             share = next((s for prefix, s in shares.items() if path.name.startswith(prefix)), 1.0)
             yield from (line for line in read_lines(path, limit) if rng.random() < share)
 
-    vocab = learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
-    stream = tokenize(out / "tokens.npy", paragraphs, vocab, seed)
-    console.print(f"{len(vocab):,} tokens in the vocabulary, {len(stream):,} tokens of text")
+    return paragraphs
 
-    torch.manual_seed(seed)
-    # Denormals make a step several times slower on a CPU.
-    torch.set_flush_denormal(True)
+
+def architecture(n_vocab: int, hidden: int, layers: int, heads: int) -> BertConfig:
+    """A BERT's configuration; without dropout, since a few passages over the text leave little to overfit."""
     config = BertConfig(
-        vocab_size=len(vocab),
+        vocab_size=n_vocab,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
         max_position_embeddings=512,
-        hidden_dropout_prob=0.0,  # less than one pass over the text leaves nothing to overfit
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
-    model = BertForMaskedLM(config).train()
-    if not (out / "state").exists():
-        start_from_counts(model, stream, seed)
-    optimizer = torch.optim.AdamW(
-        _groups(model), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    step = load_state(out / "state", model, optimizer)
-    started, seen = time.monotonic(), 0
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        while step < steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(step / steps, warmup)
-            ids, targets = masked_batch(stream, step, batch, length, mask_share, len(vocab), seed)
-            loss = masked_loss(model, ids, targets)
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; lower --learning-rate.")
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            seen += ids.numel()
-            row = {
-                "step": step,
-                "loss": round(loss.item(), 4),
-                "tokens_per_s": round(seen / (time.monotonic() - started)),
-            }
-            log.write(json.dumps(row) + "\n")
-            if step % save_every == 0:
-                log.flush()
-                save_state(out / "state", model, optimizer, step)
-                console.print(f"step {step}/{steps}: loss {row['loss']}, {row['tokens_per_s']:,} tokens/s")
-    write_backbone(out, model, list(vocab))
-    console.print(f"Backbone written to {out}.")
+    config._attn_implementation = "eager"  # on a CPU its backward pass takes a third of SDPA's time
+    return config
 
 
 def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], size: int) -> list[str]:
@@ -175,18 +216,20 @@ def characters(segmented: list[str]) -> tuple[list[str], list[str]]:
 
 
 def tokenize(
-    path: Path, paragraphs: Callable[[str], Iterator[str]], vocab: list[str], seed: int
+    path: Path, paragraphs: Callable[[str], Iterator[str]], vocab: list[str]
 ) -> npt.NDArray[np.uint16]:
-    """(n_tokens,) ids of all paragraphs, shuffled, each closed by [SEP]."""
+    """(n_tokens,) ids of all paragraphs, each closed by [SEP].
+
+    They stay in order: what stands around a paragraph is mostly of its article, and tells of its words.
+    """
     if not path.exists():
         subwords = JapaneseWordPiece(vocab)
         rows = [
             np.array([*subwords.ids(line), *subwords.special.suffix], dtype=np.uint16)
             for line in paragraphs("tokens")
         ]
-        order = np.random.default_rng(seed).permutation(len(rows))
         new = path.with_name(f"new.{path.name}")
-        np.save(new, np.concatenate([rows[i] for i in order]))
+        np.save(new, np.concatenate(rows))
         new.rename(path)
     stream: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return stream
@@ -214,47 +257,81 @@ def masked_batch(
     batch: int,
     length: int,
     mask_share: float,
-    vocab_size: int,
+    inside: BoolArray,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """The batch of one step: windows of the stream in a seeded order, so that a resumed run repeats none.
 
+    Args:
+        stream: (n_tokens,) ids of running text.
+        step: from 0.
+        batch: sequences.
+        length: tokens of a sequence, [CLS] and [SEP] included.
+        mask_share: of the words.
+        inside: (n_vocab,) whether a token goes on with the word of the one before.
+        seed: of the windows' order and of the masks.
+
     Returns:
-        (batch, length) int64 ids with [MASK]s, and (batch, length) int64 targets, -100 where nothing
-        is predicted.
+        (batch, length) int64 ids with [MASK]s, whole words at a time, and (batch, length) int64 targets,
+        -100 where nothing is predicted.
     """
     body = length - 2
-    n_windows = len(stream) // body
+    n_windows = len(stream) // body - 1
     if n_windows < 1:
-        raise ValueError(f"The text has {len(stream)} tokens, fewer than one sequence of {length}.")
-    epoch_order = np.random.default_rng((seed, (step * batch) // n_windows)).permutation(n_windows)
-    picked = [epoch_order[(step * batch + i) % n_windows] for i in range(batch)]
+        raise ValueError(f"The text has {len(stream)} tokens, fewer than two sequences of {length}.")
     ids = np.empty((batch, length), dtype=np.int64)
     ids[:, 0], ids[:, -1] = SPECIAL_TOKENS.index(CLS), SPECIAL_TOKENS.index(SEP)
-    for row, window in enumerate(picked):
-        ids[row, 1:-1] = stream[window * body : (window + 1) * body]
+    for row in range(batch):
+        epoch, place = divmod(step * batch + row, n_windows)
+        order, shift = _windows(seed, epoch, n_windows, body)
+        start = order[place] * body + shift
+        ids[row, 1:-1] = stream[start : start + body]
     rng = np.random.default_rng((seed, step, 1))
-    predicted = (rng.random(ids.shape) < mask_share) & (ids >= len(SPECIAL_TOKENS))
+    ordinary = ids >= len(SPECIAL_TOKENS)
+    word = np.cumsum(~(inside[ids] & ordinary), axis=1)
+    chosen: BoolArray = rng.random((batch, length + 1)) < mask_share
+    predicted = chosen[np.arange(batch)[:, None], word] & ordinary
     targets = np.where(predicted, ids, -100)
     hidden = predicted & (rng.random(ids.shape) >= UNMASKED_SHARE)
     ids[hidden] = SPECIAL_TOKENS.index(MASK)
     return torch.from_numpy(ids), torch.from_numpy(targets)
 
 
+@lru_cache(maxsize=2)
+def _windows(seed: int, epoch: int, n_windows: int, body: int) -> tuple[IntArray, int]:
+    """The order of an epoch's windows, and where the first begins: each epoch cuts the text elsewhere."""
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(n_windows), int(rng.integers(body))
+
+
 def masked_loss(model: BertForMaskedLM, ids: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over the hidden tokens; the vocabulary's logits are computed for those alone."""
+    head = model.cls.predictions
+    chosen = targets != -100
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.bert(ids).last_hidden_state
-        chosen = targets != -100
-        logits = model.cls(hidden[chosen])
-    return nn.functional.cross_entropy(logits.float(), targets[chosen])
+        hidden = head.transform(model.bert(ids).last_hidden_state[chosen])
+    return vocabulary_loss(hidden, head.decoder.weight, head.decoder.bias, targets[chosen])
 
 
-def schedule(progress: float, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise, then a cosine fall to a fiftieth."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+def make_optimizers(
+    model: BertForMaskedLM, learning_rate: float, rest_learning_rate: float
+) -> list[Optimizer]:
+    """Muon for the layers' matrices (Jordan et al., 2024), AdamW for all else."""
+    matrices = [p for p in model.bert.encoder.parameters() if p.ndim == 2]
+    own = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rest_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Factor of the learning rate: a linear rise, a plateau, a linear fall to 0.
+
+    Until the fall begins it does not depend on `steps`, so a run that is under way can be made longer.
+    """
+    return min(1.0, (step + 1) / max(warmup, 1), (steps - step) / max(decay * steps, 1))
 
 
 def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> None:
@@ -277,21 +354,5 @@ def read_lines(path: Path, limit: int | None = None) -> Iterator[str]:
                 yield line
 
 
-def open_text(path: Path) -> TextIO:
-    """Open .gz, .xz or plain UTF-8 text for reading."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _groups(model: nn.Module) -> list[dict[str, object]]:
-    """Weight decay for matrices, none for biases and norms."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run("pretrain", main)

@@ -1,10 +1,14 @@
-"""Saves and resumes a training run: weights, optimiser and step, without pickle."""
+"""A run's folder: who works on it, its settings, and its state: weights, optimisers, step; no pickle."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +17,90 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from training.options import TrainingError
+
 MODEL_FILE, OPTIMIZER_FILE, STEP_FILE = "model.safetensors", "optimizer.safetensors", "step.json"
+RECIPE_FILE, LOCK_FILE = "recipe.json", ".lock"
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that no other process works on it; the system lets go of it when this one ends.
+
+    Raises:
+        TrainingError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(
+                f"Another process works on {folder}. Wait for it, stop it, or name another --out."
+            ) from error
+        yield
+
+
+def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] = ()) -> None:
+    """Write a run's settings; where it was begun before, hold them to those.
+
+    Args:
+        folder: of the run.
+        recipe: settings that its result depends on; JSON types.
+        changeable: settings that may be others when a run goes on.
+
+    Raises:
+        TrainingError: the run was begun with others.
+    """
+    path = folder / RECIPE_FILE
+    recipe = json.loads(json.dumps(recipe))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{key} {before.get(key)!r} -> {recipe.get(key)!r}"
+            for key in sorted(before.keys() | recipe.keys())
+            if before.get(key) != recipe.get(key) and key not in changeable
+        ]
+        if changed:
+            raise TrainingError(
+                f"{folder} was begun with other settings: {'; '.join(changed)}. Name another --out, or "
+                "remove that folder to begin anew."
+            )
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.rename(path)
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """16 hex digits of the files' bytes."""
+    total = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def save_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
     """Write the state of a run after `step` steps; a kill leaves the former state whole."""
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in _unshared(model).items()}, new / MODEL_FILE)
-    state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.contiguous()
-            else:
-                scalars.setdefault(str(index), {})[name] = value
+    others = []
+    for n, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{n}.{index}.{name}"] = value.contiguous()
+                else:
+                    scalars.setdefault(str(index), {})[name] = value
+        others.append({"groups": state["param_groups"], "scalars": scalars})
     save_file(tensors, new / OPTIMIZER_FILE)
-    (new / STEP_FILE).write_text(
-        json.dumps({"step": step, "groups": state["param_groups"], "scalars": scalars})
-    )
+    (new / STEP_FILE).write_text(json.dumps({"step": step, "optimizers": others}))
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -43,7 +109,7 @@ def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, step: int) 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
+def load_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> int:
     """Take up a run where `save_state` left it.
 
     Returns:
@@ -56,13 +122,14 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
         return 0
     model.load_state_dict(load_file(folder / MODEL_FILE), strict=False)
     saved = json.loads((folder / STEP_FILE).read_text())
-    state: dict[int, dict[str, Any]] = {}
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for key, value in load_file(folder / OPTIMIZER_FILE).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    for index, values in saved["scalars"].items():
-        state.setdefault(int(index), {}).update(values)
-    optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
+        n, index, name = key.split(".", 2)
+        states[int(n)].setdefault(int(index), {})[name] = value
+    for state, optimizer, other in zip(states, optimizers, saved["optimizers"], strict=True):
+        for index, values in other["scalars"].items():
+            state.setdefault(int(index), {}).update(values)
+        optimizer.load_state_dict({"state": state, "param_groups": other["groups"]})
     return int(saved["step"])
 
 

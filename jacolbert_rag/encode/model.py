@@ -103,8 +103,8 @@ class ColBERT(nn.Module):
                 mask, and a GPU takes a faster kernel.
 
         Returns:
-            (n_texts, length, dim) float32, rows of unit length, padding rows included: the caller drops
-            them.
+            (n_texts, length, dim) float32 (float64 where the network is), rows of unit length, padding rows
+            included: the caller drops them.
         """
         if isinstance(self.backbone, Bert):
             states: Tensor = self.backbone(ids, attended)
@@ -114,7 +114,8 @@ class ColBERT(nn.Module):
         for layer in self.projection:
             states = layer(states)
         # In float32: the squares of a bfloat16 row add up to a length that is wrong in the third digit.
-        return nn.functional.normalize(states.float(), p=2.0, dim=-1)
+        wide = states if states.dtype == torch.float64 else states.float()
+        return nn.functional.normalize(wide, p=2.0, dim=-1)
 
 
 def load_backbone(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:

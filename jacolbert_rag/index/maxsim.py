@@ -131,8 +131,46 @@ def maxsim_padded(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept
     """
     import torch
 
-    similarities = torch.einsum("qid,njd->qnij", queries, docs).float()
+    similarities = _wide(torch.einsum("qid,njd->qnij", queries, docs))
     # The dtype's minimum, not 0: similarities may be negative, and padding must never win.
     floor = torch.finfo(similarities.dtype).min
     best = similarities.masked_fill(~docs_kept[None, :, None, :], floor).amax(-1)
     return best.masked_fill(~queries_kept[:, None, :], 0.0).sum(-1)
+
+
+def maxsim_own(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
+    """Late-interaction scores of each query against documents of its own, with gradients.
+
+    Where many similarities would be held for the backward pass, they are computed again in it, a query at a
+    time: 16 queries of 32 documents hold 16 * 32 * 32 * 300 of them, 630 MB.
+
+    Args:
+        queries: (n_queries, q_tokens, dim), padded.
+        queries_kept: (n_queries, q_tokens) bool, False at padding; [MASK]s count.
+        docs: (n_queries, n_ways, d_tokens, dim), padded.
+        docs_kept: (n_queries, n_ways, d_tokens) bool, False at padding and skipped punctuation.
+
+    Returns:
+        (n_queries, n_ways) float32; float64 where the embeddings are.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    n_cells = queries.shape[0] * queries.shape[1] * docs.shape[1] * docs.shape[2]
+    rows = zip(queries, queries_kept, docs, docs_kept, strict=True)
+    if n_cells <= MAX_CELLS["cpu"]:
+        return torch.stack([_maxsim_of_one(*row) for row in rows])
+    scores = [checkpoint(_maxsim_of_one, *row, use_reentrant=False) for row in rows]
+    return torch.stack(scores)
+
+
+def _maxsim_of_one(query: Tensor, query_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
+    """(n_ways,) scores of one query."""
+    return maxsim_padded(query[None], query_kept[None], docs, docs_kept)[0]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32, in which maxima are compared and sums are taken."""
+    import torch
+
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,254 @@
+"""Which tuples a step takes, and what the network reads of them: functions of the step alone.
+
+A run that is resumed, or spread over more ranks, sees what an unbroken run of one rank would.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from hashlib import blake2b
+from itertools import accumulate
+
+import numpy as np
+
+from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenBatch
+from jacolbert_rag.encode.tokens import Tokenizer
+from training.data import Example, Row, Source, Tuples
+from training.options import TrainingError
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A padded batch of texts.
+
+    Attributes:
+        ids: (n_texts, length) int64.
+        attended: (n_texts, length) bool: keys of attention; not padding, nor a query's [MASK]s.
+        kept: (n_texts, length) bool: positions that MaxSim counts; not padding, nor skipped punctuation.
+    """
+
+    ids: IntArray
+    attended: BoolArray
+    kept: BoolArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank learns from in one step.
+
+    Attributes:
+        queries: b of them.
+        documents: b * n_ways, those of a query side by side, its answer first.
+        scores: (b, n_ways) float64 of the teacher, or None.
+        labelled: (b, n_ways) bool: answers by label.
+        keys: (b * n_ways,) int64; equal for equal documents.
+        source: of its tuples.
+        first: the id of its first query, for messages.
+        n_tokens: read, padding left out.
+    """
+
+    queries: Padded
+    documents: Padded
+    scores: FloatArray | None
+    labelled: BoolArray
+    keys: IntArray
+    source: str
+    first: str
+    n_tokens: int
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of its queries with their documents."""
+        n_ways = self.labelled.shape[1]
+        own = slice(start * n_ways, stop * n_ways)
+        return replace(
+            self,
+            queries=_rows(self.queries, slice(start, stop)),
+            documents=_rows(self.documents, own),
+            scores=None if self.scores is None else self.scores[start:stop],
+            labelled=self.labelled[start:stop],
+            keys=self.keys[own],
+        )
+
+
+class Batches(Sequence[Batch]):
+    """The batch of each step, for one rank; indexed by step."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        *,
+        n_ways: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Leave out what cannot be learnt from, and count it.
+
+        Args:
+            sources: of tuples; each may have an n_ways of its own.
+            tokenizer: with the lengths of training.
+            n_ways: documents of a query.
+            batch: queries of a step, over all ranks.
+            steps: of the run.
+            seed: of order, and of which documents are drawn where a tuple has more.
+            rank: takes the rank-th part of each batch.
+            world: how many ranks there are.
+
+        Raises:
+            TrainingError: the batch cannot be shared evenly, or no tuple is left.
+        """
+        if batch % world:
+            raise TrainingError(
+                f"A batch of {batch} queries cannot be shared by {world} ranks. Pass a --batch that can."
+            )
+        self._tokenizer, self._seed, self._steps = tokenizer, seed, steps
+        self._left_out: Counter[str] = Counter()
+        self._sources: list[tuple[Tuples, int]] = []
+        for source in sources:
+            ways = source.n_ways or n_ways
+            self._left_out["whose text is missing"] += source.tuples.n_missing
+            self._left_out += source.tuples.keep(partial(unusable, n_ways=ways))
+            self._sources += [(part, ways) for part in source.tuples.by_source()]
+        self._sizes = [len(tuples) for tuples, _ in self._sources]
+        total = sum(self._sizes)
+        if total == 0:
+            raise TrainingError(f"No tuple is left to learn from: {self.summary()}.")
+        if total < batch:
+            if world > 1:
+                raise TrainingError(f"{total} tuples make no batch of {batch} for {world} ranks.")
+            batch = total
+        self._batch, self._own = batch, slice(rank * batch // world, (rank + 1) * batch // world)
+
+    def summary(self) -> str:
+        """How many tuples each source has, and how many were left out, and why."""
+        kept = ", ".join(f"{tuples.name} {len(tuples):,}" for tuples, _ in self._sources)
+        out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self._left_out.items()) if n)
+        return (kept or "none") + (f"; left out: {out}" if out else "")
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
+        if not 0 <= step < self._steps:
+            raise IndexError(step)
+        rows = rows_of_step(tuple(self._sizes), self._batch, step, self._seed)
+        starts = [0, *accumulate(self._sizes)]
+        examples, scored = [], []
+        for place in range(*self._own.indices(len(rows))):
+            number = int(np.searchsorted(starts, rows[place], side="right")) - 1
+            tuples, ways = self._sources[number]
+            rng = np.random.default_rng((self._seed, step, place))
+            row = draw(tuples.row(int(rows[place]) - starts[number]), ways, rng)
+            examples.append(tuples.example(row))
+            scored.append(row.scores is not None)
+        return self._read(examples, all(scored))
+
+    def _read(self, examples: list[Example], scored: bool) -> Batch:
+        # Left-overs of several sources may share a batch: the shortest tuple says how many ways it has.
+        ways = min(len(example.documents) for example in examples)
+        texts = [text for example in examples for text in example.documents[:ways]]
+        queries = self._tokenizer.queries([example.query for example in examples])
+        documents = self._tokenizer.documents(texts)
+        pad, skipped = self._tokenizer.special.pad, self._tokenizer.skiplist()
+        labelled = np.array([[i < e.n_positives for i in range(ways)] for e in examples], dtype=np.bool_)
+        scores = [example.scores[:ways] for example in examples if example.scores is not None]
+        sources = {example.source for example in examples}
+        return Batch(
+            queries=pad_batch(queries, pad),
+            documents=pad_batch(documents, pad, skipped=skipped),
+            scores=np.array(scores) if scored else None,
+            labelled=labelled,
+            keys=np.array([_key(text) for text in texts], dtype=np.int64),
+            source=sources.pop() if len(sources) == 1 else "mixed",
+            first=examples[0].id,
+            n_tokens=len(queries.ids) + len(documents.ids),
+        )
+
+
+def unusable(row: Row, n_ways: int) -> str | None:
+    """Why a tuple is left out; None where it is not.
+
+    A teacher that scores all documents of a tuple alike tells no order, and min-max normalisation would make
+    it a lesson that all are alike.
+    """
+    if len(row.documents) < n_ways:
+        return "too short"
+    if len(row.documents) > n_ways and len(row.documents) - row.n_positives < n_ways - 1:
+        return "too few negatives"
+    if row.scores is not None and n_ways > 1 and max(row.scores) == min(row.scores):
+        return "of constant scores"
+    if row.scores is None and row.n_positives < 1:
+        return "without positive"
+    return None
+
+
+def draw(row: Row, n_ways: int, rng: np.random.Generator) -> Row:
+    """A tuple of n_ways documents: all of them, or an answer and as many others as are wanted."""
+    if len(row.documents) == n_ways:
+        return row
+    first = [int(rng.integers(row.n_positives))] if row.n_positives else []
+    others = rng.choice(
+        np.arange(row.n_positives, len(row.documents)), n_ways - len(first), replace=False
+    ).tolist()
+    chosen = [*first, *others]
+    return replace(
+        row,
+        documents=tuple(row.documents[i] for i in chosen),
+        scores=None if row.scores is None else tuple(row.scores[i] for i in chosen),
+        n_positives=len(first),
+    )
+
+
+def rows_of_step(sizes: tuple[int, ...], batch: int, step: int, seed: int) -> IntArray:
+    """(batch,) int64: rows of the step, counted over all sources; each row once an epoch.
+
+    What is left of a source after its last whole batch goes into batches of several sources; what is left of
+    those waits for the next epoch's order.
+    """
+    per_epoch = sum(sizes) // batch
+    epoch, place = divmod(step, per_epoch)
+    rows: IntArray = _epoch(sizes, batch, epoch, seed)[place]
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _epoch(sizes: tuple[int, ...], batch: int, epoch: int, seed: int) -> IntArray:
+    """(n_batches, batch) int64."""
+    rng = np.random.default_rng((seed, epoch))
+    whole, left = [], []
+    for start, size in zip([0, *accumulate(sizes)], sizes, strict=False):
+        order = start + rng.permutation(size)
+        n = size // batch * batch
+        whole.append(order[:n].reshape(-1, batch))
+        left.append(order[n:])
+    rest = rng.permutation(np.concatenate(left))
+    whole.append(rest[: len(rest) // batch * batch].reshape(-1, batch))
+    batches: IntArray = rng.permutation(np.concatenate(whole), axis=0)
+    return batches
+
+
+def pad_batch(batch: TokenBatch, pad_id: int, *, skipped: frozenset[int] = frozenset()) -> Padded:
+    """Rows of one length."""
+    width = int(batch.lengths.max())
+    inside = np.arange(width) < batch.lengths[:, None]
+    ids = np.full(inside.shape, pad_id, dtype=np.int64)
+    ids[inside] = batch.ids
+    attended = np.arange(width) < batch.n_attended[:, None]
+    return Padded(ids, attended, inside & ~np.isin(ids, list(skipped)))
+
+
+def _rows(padded: Padded, rows: slice) -> Padded:
+    return Padded(padded.ids[rows], padded.attended[rows], padded.kept[rows])
+
+
+def _key(text: str) -> int:
+    """The same number in every process, unlike `hash`."""
+    return int.from_bytes(
+        blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little", signed=True
+    )

@@ -1,0 +1,180 @@
+"""Settings of a step: its own defaults, then a stage of a recipe, then the command line.
+
+A recipe is a TOML file of paths and stages in order:
+
+    [paths]
+    DATA = "data"                       # an environment variable of that name wins
+    OUT = "runs/example"
+
+    [[stage]]
+    name = "main"
+    step = "distill"                    # python -m training.distill
+    base = "${OUT}/pretrain"
+    learning-rate = 3e-5                # as on the command line
+"""
+
+from __future__ import annotations
+
+import os
+import string
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
+
+STEPS_PER_LIMIT = 10  # a run limited to n examples takes n / 10 steps at most
+
+console = Console(stderr=True)
+
+
+class TrainingError(InvalidInputError):
+    """A step that cannot be run; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe.
+
+    Attributes:
+        name: unique in its recipe.
+        step: the module of `training` that does it.
+        options: parameter -> value, paths filled in; a list stands for an option that is repeated.
+    """
+
+    name: str
+    step: str
+    options: Mapping[str, Any]
+
+
+def read_recipe(path: Path) -> list[Stage]:
+    """The stages of a recipe, in order.
+
+    Raises:
+        TrainingError: it cannot be read, or a stage lacks a name or a step.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}). Name a recipe, such as one of training/recipes."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is no TOML: {error}.") from error
+    if unknown := set(content) - {"paths", "stage"}:
+        raise TrainingError(f"{path} has {_listed(unknown)}; a recipe has [paths] and [[stage]] alone.")
+    paths = {name: os.environ.get(name, str(value)) for name, value in content.get("paths", {}).items()}
+    stages = []
+    for n, table in enumerate(content.get("stage", []), start=1):
+        if not isinstance(table.get("step"), str) or not isinstance(table.get("name"), str):
+            raise TrainingError(f'{path}, stage {n}: "name" and "step" must be there, both strings.')
+        options = {
+            key.replace("-", "_"): _filled(value, paths, f"{path}, stage {table['name']!r}, {key}")
+            for key, value in table.items()
+            if key not in ("step", "name")
+        }
+        stages.append(Stage(table["name"], table["step"], options))
+    names = [stage.name for stage in stages]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TrainingError(f"{path} has two stages of the name {_listed(twice)}. Give each its own.")
+    return stages
+
+
+def find_stage(path: Path, step: str, name: str | None) -> Stage:
+    """The stage of a recipe that a step is to do.
+
+    Raises:
+        TrainingError: there is none, or several and no name.
+    """
+    stages = [stage for stage in read_recipe(path) if stage.step == step]
+    if name is not None:
+        stages = [stage for stage in stages if stage.name == name]
+    if len(stages) != 1:
+        found = _listed(stage.name for stage in read_recipe(path) if stage.step == step)
+        asked = "" if name is None else f" of the name {name!r}"
+        raise TrainingError(
+            f"{path} has {len(stages)} stages{asked} with step = {step!r}; expected 1. "
+            f"Name one with --stage; there are: {found or 'none'}."
+        )
+    return stages[0]
+
+
+def _filled(value: Any, paths: Mapping[str, str], where: str) -> Any:
+    """A value with its ${NAME}s filled in; a table becomes key=value,…, as on the command line."""
+    if isinstance(value, str):
+        try:
+            return string.Template(value).substitute(paths)
+        except (KeyError, ValueError) as error:
+            raise TrainingError(f"{where}: {value!r} names {error}, which is not in [paths].") from error
+    if isinstance(value, list):
+        return [_filled(item, paths, where) for item in value]
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_filled(item, paths, where)}" for key, item in value.items())
+    return value
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(map(str, names)))
+
+
+def _take(key: str) -> Callable[[typer.Context, Any], Any]:
+    """A callback that sets the defaults as soon as --config and --stage are both known."""
+
+    def callback(ctx: typer.Context, value: Any) -> Any:
+        known = ctx.meta.setdefault(__name__, {})
+        known[key] = value
+        if len(known) == 2 and known["config"] is not None:
+            stage = find_stage(known["config"], str(ctx.command.name), known["stage"])
+            own = {param.name for param in ctx.command.params} - {"config", "stage"}
+            if unknown := set(stage.options) - own:
+                raise TrainingError(
+                    f"{known['config']}, stage {stage.name!r}: there is no {_listed(unknown)}. "
+                    f"The step {stage.step!r} takes {_listed(name for name in own if name)}."
+                )
+            ctx.default_map = dict(stage.options)
+        return value
+
+    return callback
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="recipe to take settings from", is_eager=True, callback=_take("config")),
+]
+StageName = Annotated[
+    str | None,
+    typer.Option(
+        help="which of its stages, where several are of this step", is_eager=True, callback=_take("stage")
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="use so many examples only, and a tenth as many steps: for a quick try"),
+]
+
+
+def run(step: str, main: Callable[..., None], args: list[str] | None = None) -> None:
+    """Run a step's function as a command line; what a user can mend ends it with status 2 and a line.
+
+    Args:
+        step: its module's name, which stages of a recipe name too.
+        main: its parameters are the options.
+        args: for tests; None takes those of the process.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name=step)(main)
+    try:
+        typer.main.get_command(app).main(args, prog_name=f"python -m training.{step}")
+    except JaColBERTError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise SystemExit(2) from error
+
+
+def limited(steps: int, limit: int | None) -> int:
+    """Steps of a run, fewer where its examples are limited."""
+    return steps if limit is None else min(steps, max(1, limit // STEPS_PER_LIMIT))
