@@ -308,6 +308,18 @@ def test_pretraining_learns_and_resumes(backbone: Path) -> None:
     assert set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~") <= set(vocab)
 
 
+def test_pretraining_goes_on_from_a_backbone(backbone: Path, tmp_path: Path) -> None:
+    args = ["--text", backbone.parent / "text", "--base", backbone, "--length", 32, "--batch", 8]
+    args += ["--steps", 5, "--learning-rate", 0.001, "--rest-learning-rate", 0.001]
+    command(pretrain.main, *args, "--out", tmp_path / "on", "--hidden", 32, "--layers", 1, "--heads", 2)
+    before = [row["loss"] for row in rows_of(backbone / "metrics.jsonl")]
+    after = [row["loss"] for row in rows_of(tmp_path / "on" / "metrics.jsonl")]
+    assert np.mean(after) < np.mean(before[:50])
+    assert (tmp_path / "on" / "vocab.txt").read_bytes() == (backbone / "vocab.txt").read_bytes()
+    with pytest.raises(TrainingError, match="does not fit"):
+        command(pretrain.main, *args, "--out", tmp_path / "wide", "--hidden", 64, "--layers", 1)
+
+
 def test_words_are_hidden_whole() -> None:
     inside = np.zeros(60, dtype=np.bool_)
     inside[40:] = True  # goes on with a word
@@ -416,9 +428,18 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_named(
 
 
 def test_scores_are_asked_for_where_a_teacher_is_learnt(backbone: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "pairs.jsonl", [{"query": "湖はどこ", "passages": ["琵琶湖", "富士山"]}])
-    args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 2]
+    data = write_rows(
+        tmp_path / "pairs.jsonl", [{"query": "湖はどこ", "passages": ["琵琶湖", "富士山", "東京"]}]
+    )
+    args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 3]
     with pytest.raises(TrainingError, match="have no scores .* Score them with training.score"):
+        command(distill.main, *args)
+
+
+def test_a_loss_that_teaches_nothing_is_refused(backbone: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "scored.jsonl", scored_rows(8, 2))
+    args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 2]
+    with pytest.raises(TrainingError, match="Of two documents min-max normalisation makes 0 and 1"):
         command(distill.main, *args)
 
 

@@ -181,6 +181,8 @@ def unusable(row: Row, n_ways: int) -> str | None:
         return "too short"
     if len(row.documents) > n_ways and len(row.documents) - row.n_positives < n_ways - 1:
         return "too few negatives"
+    if n_ways > 1 and len(set(row.documents)) == 1:
+        return "of one document"  # a row of equal scores has no finite gradient under min-max
     if row.scores is not None and n_ways > 1 and max(row.scores) == min(row.scores):
         return "of constant scores"
     if row.scores is None and row.n_positives < 1:

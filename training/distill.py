@@ -133,6 +133,11 @@ def main(
             f"Negatives {negatives!r} need a rank's {local} queries in one forward pass, and --micro-batch "
             f"is {micro}. Drop it, take --gradient-checkpointing, or --negatives own."
         )
+    if n_ways == 2 and kl and normalize == "both" and not contrast and not margin_mse:
+        raise TrainingError(
+            "Of two documents min-max normalisation makes 0 and 1, whatever they score, so that nothing is "
+            "learnt. Take --n-ways 3 or more, or --normalize none."
+        )
     recipe = {
         "base": base, "data": data, "dim": dim, "document_length": document_length,
         "train_document_length": train_document_length, "query_length": query_length, "n_ways": n_ways,

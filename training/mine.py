@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -30,7 +30,7 @@ from training.state import begin, claim, digest
 SHINGLE = 8  # characters
 BLOCK = 512  # queries that are searched at once
 
-Method = Literal["bm25", "colbert", "article"]
+METHODS = ("bm25", "colbert", "article")
 # Queries -> for each, document ids, best first.
 Search = Callable[[Sequence[str]], list[list[str]]]
 
@@ -38,7 +38,9 @@ Search = Callable[[Sequence[str]], list[list[str]]]
 def main(
     data: Annotated[Path, typer.Option(help="folder in BEIR layout")],
     out: Annotated[Path, typer.Option(help="JSON lines to write")],
-    method: Annotated[list[Method], typer.Option(help="where candidates come from; may be repeated")],
+    method: Annotated[
+        list[str], typer.Option(help="bm25, colbert or article: where candidates come from; may be repeated")
+    ],
     split: Annotated[str, typer.Option(help="which qrels")] = "train",
     model: Annotated[str | None, typer.Option(help="of colbert; the bundled one where not given")] = None,
     depth: Annotated[int, typer.Option(min=1, help="candidates of each method")] = 64,
@@ -53,6 +55,8 @@ def main(
     stage: StageName = None,
 ) -> None:
     """Write tuples of an answer with hard negatives."""
+    if unknown := set(method) - set(METHODS):
+        raise TrainingError(f"There is no method {', '.join(unknown)}; expected {', '.join(METHODS)}.")
     work = out.with_name(out.name + ".work")
     with claim(work):
         if out.exists():
@@ -128,7 +132,7 @@ def whole_lines(path: Path) -> int:
 
 
 def build(
-    method: Method,
+    method: str,
     corpus: Mapping[str, Any],
     asked: Mapping[str, Any],
     answers: Mapping[str, Sequence[str]],

@@ -29,8 +29,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 from jacolbert_rag.datatypes import BoolArray, IntArray
 from jacolbert_rag.encode import checkpoint
-from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE
+from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.encode.tokens import VOCAB_FILE
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
 from training.data import open_text
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
@@ -51,6 +52,10 @@ STATE_FOLDER = "state"
 def main(
     text: Annotated[Path, typer.Option(help="folder of text files, one paragraph a line")],
     out: Annotated[Path, typer.Option(help="folder of the pre-trained backbone")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="what this step wrote elsewhere: go on from its weights and vocabulary"),
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="share of each source to use, PREFIX=SHARE,...; 1 where none is named")
     ] = "",
@@ -75,8 +80,9 @@ def main(
     """Learn a vocabulary and a backbone from text."""
     steps = limited(steps, limit)
     recipe = {
-        "text": str(text), "weights": weights, "vocab_size": vocab_size, "hidden": hidden, "layers": layers,
-        "heads": heads, "length": length, "batch": batch, "steps": steps, "learning_rate": learning_rate,
+        "text": str(text), "base": str(base or ""), "weights": weights, "vocab_size": vocab_size,
+        "hidden": hidden, "layers": layers, "heads": heads,
+        "length": length, "batch": batch, "steps": steps, "learning_rate": learning_rate,
         "rest_learning_rate": rest_learning_rate, "warmup": warmup, "decay": decay, "mask_share": mask_share,
         "seed": seed, "limit": limit, "torch": torch.__version__,
     }  # fmt: skip
@@ -86,7 +92,9 @@ def main(
             return
         begin(out, recipe, changeable=("steps", "torch"))
         paragraphs = reader(text, weights, limit, seed)
-        vocab = learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
+        vocab = (
+            read_vocabulary(base) if base else learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
+        )
         stream = tokenize(out / "tokens.npy", paragraphs, vocab)
         inside = np.array([piece.startswith("##") for piece in vocab])
         console.print(f"{len(vocab):,} tokens in the vocabulary, {len(stream):,} tokens of text")
@@ -95,7 +103,9 @@ def main(
         # Denormals make a step several times slower on a CPU.
         torch.set_flush_denormal(True)
         model = BertForMaskedLM(architecture(len(vocab), hidden, layers, heads)).train()
-        if not (out / STATE_FOLDER).exists():
+        if base is not None:
+            read_weights_into(model, base)
+        elif not (out / STATE_FOLDER).exists():
             start_from_counts(model, stream, seed)
         optimizers = make_optimizers(model, learning_rate, rest_learning_rate)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -335,13 +345,40 @@ def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
 
 
 def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> None:
-    """Write `bert.*` weights, config.json and the tokenizer's files."""
+    """Write config.json, the tokenizer's files and the weights, those of the head that predicts too."""
     checkpoint.write_japanese_tokenizer(folder, JapaneseWordPiece(vocab))
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
-    tensors = {f"bert.{k}": v.contiguous() for k, v in model.bert.state_dict().items()}
+    tied = "cls.predictions.decoder."  # the token embeddings again, and the head's bias
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(tied)}
     # Last and whole: a folder that has weights is finished.
     save_file(tensors, folder / f".{WEIGHTS_FILE}")
     (folder / f".{WEIGHTS_FILE}").rename(folder / WEIGHTS_FILE)
+
+
+def read_vocabulary(folder: Path) -> list[str]:
+    """The tokens of a backbone."""
+    path = folder / VOCAB_FILE
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing. Name a folder that training.pretrain wrote with --base.")
+    tokens: list[str] = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return tokens
+
+
+def read_weights_into(model: BertForMaskedLM, folder: Path) -> None:
+    """Take a backbone's weights.
+
+    Raises:
+        TrainingError: they are of another shape, or lack some.
+    """
+    found = {key: value.float() for key, value in read_weights(folder).items()}
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("cls.predictions.decoder.")}
+    wrong = [key for key in own if key not in found or found[key].shape != own[key].shape]
+    if wrong:
+        raise TrainingError(
+            f"{folder} does not fit: {', '.join(wrong[:3])} of {len(wrong)} are missing or of another shape. "
+            "Pass the --hidden, --layers and --heads that it was made with."
+        )
+    model.load_state_dict(found, strict=False)
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[str]:
