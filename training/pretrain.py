@@ -12,7 +12,7 @@ import json
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -148,23 +148,38 @@ def reader(folder: Path, weights: str, limit: int | None, seed: int) -> Callable
     Raises:
         TrainingError: there is no text file, or a share cannot be read.
     """
+    shares, paths = read_shares(weights), text_files(folder)
+
+    def paragraphs(label: str) -> Iterator[str]:
+        rng = np.random.default_rng(seed)
+        for path in track(paths, label, console=console):
+            share = share_of(path, shares)
+            yield from (line for line in read_lines(path, limit) if rng.random() < share)
+
+    return paragraphs
+
+
+def read_shares(weights: str) -> dict[str, float]:
+    """Prefix of a file's name -> share of its lines, from PREFIX=SHARE,…."""
     try:
-        shares = {k: float(v) for k, v in (pair.split("=") for pair in weights.split(",") if pair)}
+        return {k: float(v) for k, v in (pair.split("=") for pair in weights.split(",") if pair)}
     except ValueError as error:
         raise TrainingError(f"--weights is {weights!r}; expected PREFIX=SHARE,… such as law=0.5.") from error
+
+
+def share_of(path: Path, shares: Mapping[str, float]) -> float:
+    """Share of a file's lines to read: 1 where none is named."""
+    return next((share for prefix, share in shares.items() if path.name.startswith(prefix)), 1.0)
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The text files of a folder, by name."""
     paths = sorted(path for path in folder.glob("*") if ".txt" in path.suffixes)
     if not paths:
         raise TrainingError(
             f"{folder} has no .txt, .txt.gz or .txt.xz file. Name a folder of text with --text."
         )
-
-    def paragraphs(label: str) -> Iterator[str]:
-        rng = np.random.default_rng(seed)
-        for path in track(paths, label, console=console):
-            share = next((s for prefix, s in shares.items() if path.name.startswith(prefix)), 1.0)
-            yield from (line for line in read_lines(path, limit) if rng.random() < share)
-
-    return paragraphs
+    return paths
 
 
 def architecture(n_vocab: int, hidden: int, layers: int, heads: int) -> BertConfig:
