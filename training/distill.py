@@ -37,7 +37,7 @@ from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
 from training.options import Config, Limit, StageName, TrainingError, limited, run
 from training.report import Report, console
-from training.state import begin, claim, load_state, save_state
+from training.state import begin, claim, load_state, published, save_state
 
 CHECKPOINTS_FOLDER, EMA_FOLDER, STATE_FOLDER = "checkpoints", "ema", "state"
 PRECISIONS = {
@@ -497,7 +497,8 @@ def linear(progress: float, warmup: float) -> float:
 
 def write(folder: Path, model: ColBERT, tokenizer: Tokenizer, dtype: str) -> None:
     """Write a checkpoint that the library loads."""
-    checkpoint.save(folder, model, tokenizer, dtype=getattr(torch, dtype))
+    with published(folder, WEIGHTS_FILE) as new:
+        checkpoint.save(new, model, tokenizer, dtype=getattr(torch, dtype))
 
 
 if __name__ == "__main__":

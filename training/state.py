@@ -71,6 +71,21 @@ def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] 
     new.rename(path)
 
 
+@contextmanager
+def published(folder: Path, last: str) -> Iterator[Path]:
+    """A new folder to write into, whose files then go to `folder`, the one that says it is whole at the end."""
+    new = folder / ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    for path in sorted(new.iterdir(), key=lambda path: path.name == last):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.rename(target)
+    new.rmdir()
+
+
 def digest(paths: Sequence[Path]) -> str:
     """16 hex digits of the files' bytes."""
     total = hashlib.blake2b(digest_size=8)
