@@ -35,7 +35,7 @@ from jacolbert_rag.encode.tokens import has_tokenizer
 from jacolbert_rag.errors import CheckpointError
 from training.dev import MEASURES, DevSet, Precision
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import RECIPE_FILE, begin, claim
+from training.state import RECIPE_FILE, begin, claim, published
 
 SCORES_FILE, GREEDY_FILE, SWEEP_FILE = "scores.json", "greedy.json", "sweep.json"
 INTEGER_BUFFERS = ("position_ids", "token_type_ids")  # the reader has made floats of them
@@ -163,7 +163,8 @@ def main(
         elif dev_set is not None:
             scored(rows)
         place(loaded.model, averaged(rows))
-        checkpoints.save(out, loaded.model, loaded.tokenizer, dtype=getattr(torch, dtype))
+        with published(out, WEIGHTS_FILE) as new:
+            checkpoints.save(new, loaded.model, loaded.tokenizer, dtype=getattr(torch, dtype))
     console.print(f"The mean of {len(rows)} of {len(inputs)} checkpoints is written to {out}.", markup=False)
 
 

@@ -73,7 +73,7 @@ def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] 
 
 @contextmanager
 def published(folder: Path, last: str) -> Iterator[Path]:
-    """A new folder to write into, whose files then go to `folder`, the one that says it is whole at the end."""
+    """A new folder to write into; its files then go to `folder`, the one that says it is whole last."""
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
