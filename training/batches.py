@@ -113,8 +113,9 @@ class Batches(Sequence[Batch]):
         for source in sources:
             ways = source.n_ways or n_ways
             self._left_out["whose text is missing"] += source.tuples.n_missing
-            self._left_out += source.tuples.keep(partial(unusable, n_ways=ways))
-            self._sources += [(part, ways) for part in source.tuples.by_source()]
+            for part in source.tuples.by_source():  # which leaves the caller's tuples as they are
+                self._left_out += part.keep(partial(unusable, n_ways=ways))
+                self._sources += [(part, ways)] if len(part) else []
         self._sizes = [len(tuples) for tuples, _ in self._sources]
         total = sum(self._sizes)
         if total == 0:
@@ -138,20 +139,23 @@ class Batches(Sequence[Batch]):
         if not 0 <= step < self._steps:
             raise IndexError(step)
         rows = rows_of_step(tuple(self._sizes), self._batch, step, self._seed)
-        starts = [0, *accumulate(self._sizes)]
-        examples, scored = [], []
+        starts = np.cumsum([0, *self._sizes])
+        numbers = np.searchsorted(starts, rows, side="right") - 1
+        sources = [self._sources[number] for number in numbers]
+        stored = [
+            tuples.row(i) for (tuples, _), i in zip(sources, (rows - starts[numbers]).tolist(), strict=True)
+        ]
+        examples = []
         for place in range(*self._own.indices(len(rows))):
-            number = int(np.searchsorted(starts, rows[place], side="right")) - 1
-            tuples, ways = self._sources[number]
+            tuples, n_ways = sources[place]
             rng = np.random.default_rng((self._seed, step, place))
-            row = draw(tuples.row(int(rows[place]) - starts[number]), ways, rng)
-            examples.append(tuples.example(row))
-            scored.append(row.scores is not None)
-        return self._read(examples, all(scored))
+            examples.append(tuples.example(draw(stored[place], n_ways, rng)))
+        # Left-overs of several sources may share a batch: the least ways and scores count, over all ranks, so
+        # that these do not learn apart.
+        ways = min(n_ways for _, n_ways in sources)
+        return self._read(examples, ways, scored=all(row.scores is not None for row in stored))
 
-    def _read(self, examples: list[Example], scored: bool) -> Batch:
-        # Left-overs of several sources may share a batch: the shortest tuple says how many ways it has.
-        ways = min(len(example.documents) for example in examples)
+    def _read(self, examples: list[Example], ways: int, *, scored: bool) -> Batch:
         texts = [text for example in examples for text in example.documents[:ways]]
         queries = self._tokenizer.queries([example.query for example in examples])
         documents = self._tokenizer.documents(texts)

@@ -23,7 +23,7 @@ import typer
 from rich.progress import track
 
 from jacolbert_rag.datatypes import Document
-from training.data import read_json_lines, read_qrels
+from training.data import packed, read_json_lines, read_qrels
 from training.options import Config, Limit, StageName, TrainingError, console, run
 from training.state import begin, claim, digest
 
@@ -60,21 +60,21 @@ def main(
     work = out.with_name(out.name + ".work")
     with claim(work):
         if out.exists():
-            console.print(f"{out} is finished: nothing to do.")
+            console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
-        corpus = {row["_id"]: row for row in read_json_lines(data / "corpus.jsonl")}
-        asked = {row["_id"]: row for row in read_json_lines(data / "queries.jsonl")}
-        qrels = read_qrels(data / "qrels" / f"{split}.tsv")
+        files = [data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / f"{split}.tsv"]
+        corpus = {row["_id"]: row for row in read_json_lines(files[0])}
+        asked = {row["_id"]: row for row in read_json_lines(files[1])}
+        answers, left_out = answered(read_qrels(files[2]), asked, corpus)
         begin(
             work,
             {
-                "data": digest([p for p in sorted(data.rglob("*")) if p.is_file()]), "split": split,
+                "data": digest([packed(file) for file in files]), "split": split,
                 "method": list(method), "model": model, "depth": depth, "skip": skip,
                 "n_negatives": n_negatives, "tuples": tuples, "duplicate": duplicate, "seed": seed,
                 "limit": limit,
             },
         )  # fmt: skip
-        answers, left_out = answered(qrels, asked, corpus)
         ids = list(answers)[:limit]
         part = work / "part.jsonl"
         done = whole_lines(part)
@@ -98,7 +98,7 @@ def main(
         counts = write_tuples(part, out, asked, n_negatives)
     for reason, n in sorted((left_out + counts).items()):
         console.print(f"{n:,} queries {reason}", markup=False)
-    console.print(f"Tuples written to {out}.")
+    console.print(f"Tuples written to {out}.", markup=False, soft_wrap=True)
 
 
 def answered(
@@ -215,7 +215,7 @@ def drawn(
     return {"query_id": query_id, "n_positives": len(positives), "tuples": rows}
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=5_000)  # 140 MB where passages have 200 characters
 def shingles(text: str) -> frozenset[str]:
     """Runs of 8 letters and digits, of the text in NFKC without case; a shorter text is one of its own."""
     letters = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())

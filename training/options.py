@@ -4,7 +4,7 @@ A recipe is a TOML file of paths and stages in order:
 
     [paths]
     DATA = "data"                       # an environment variable of that name wins
-    OUT = "runs/example"
+    OUT = "runs/example"                # "${DATA}/runs" would do too: names from above are known
 
     [[stage]]
     name = "main"
@@ -68,9 +68,20 @@ def read_recipe(path: Path) -> list[Stage]:
         raise TrainingError(f"{path} is no TOML: {error}.") from error
     if unknown := set(content) - {"paths", "stage"}:
         raise TrainingError(f"{path} has {_listed(unknown)}; a recipe has [paths] and [[stage]] alone.")
-    paths = {name: os.environ.get(name, str(value)) for name, value in content.get("paths", {}).items()}
+    named, tables = content.get("paths", {}), content.get("stage", [])
+    if not (
+        isinstance(named, dict)
+        and isinstance(tables, list)
+        and all(isinstance(table, dict) for table in tables)
+    ):
+        raise TrainingError(
+            f"{path}: expected one table [paths] and a [[stage]], in two brackets, for each step."
+        )
+    paths: dict[str, str] = {}
+    for name, value in named.items():
+        paths[name] = os.environ.get(name) or str(_filled(value, paths, f"{path}, {name}"))
     stages = []
-    for n, table in enumerate(content.get("stage", []), start=1):
+    for n, table in enumerate(tables, start=1):
         if not isinstance(table.get("step"), str) or not isinstance(table.get("name"), str):
             raise TrainingError(f'{path}, stage {n}: "name" and "step" must be there, both strings.')
         options = {
@@ -109,8 +120,10 @@ def _filled(value: Any, paths: Mapping[str, str], where: str) -> Any:
     if isinstance(value, str):
         try:
             return string.Template(value).substitute(paths)
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
             raise TrainingError(f"{where}: {value!r} names {error}, which is not in [paths].") from error
+        except ValueError as error:
+            raise TrainingError(f"{where}: {value!r} has a $ without a ${{NAME}}; write it as $$.") from error
     if isinstance(value, list):
         return [_filled(item, paths, where) for item in value]
     if isinstance(value, dict):
@@ -128,6 +141,8 @@ def _take(key: str) -> Callable[[typer.Context, Any], Any]:
     def callback(ctx: typer.Context, value: Any) -> Any:
         known = ctx.meta.setdefault(__name__, {})
         known[key] = value
+        if len(known) == 2 and known["config"] is None and known["stage"] is not None:
+            raise TrainingError(f"--stage {known['stage']} is of no recipe. Name one with --config.")
         if len(known) == 2 and known["config"] is not None:
             stage = find_stage(known["config"], str(ctx.command.name), known["stage"])
             own = {param.name for param in ctx.command.params} - {"config", "stage"}
@@ -171,7 +186,7 @@ def run(step: str, main: Callable[..., None], args: list[str] | None = None) -> 
     try:
         typer.main.get_command(app).main(args, prog_name=f"python -m training.{step}")
     except JaColBERTError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from error
 
 

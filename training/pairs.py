@@ -10,6 +10,8 @@ passage of another split is refused.
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -58,10 +60,12 @@ def main(
     """Write training questions."""
     with claim(out):
         if (out / TRAIN_FOLDER).exists():
-            console.print(f"{out} is finished: nothing to do.")
+            console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
-        recipe = {"beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []]}
-        begin(out, {**recipe, "held": held, "seed": seed, "limit": limit})
+        names = Counter(folder.name for folder in beir or [])
+        names.update(source_of(path) for folder in weak or [] for path in weak_files(folder))
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise TrainingError(f"Several sources are called {', '.join(twice)}. Rename all but one of each.")
         train: list[Pair] = []
         kept: list[Pair] = []
         for folder in beir or []:
@@ -71,10 +75,16 @@ def main(
             train += list(weak_pairs(folder))[:limit]
         if not train:
             raise TrainingError("There are no pairs. Name folders with --beir or --weak.")
+        recipe = {"beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []]}
+        begin(out, {**recipe, "held": held, "seed": seed, "limit": limit})
         if kept:
             write_beir(out / HELD_FOLDER, kept)
         write_beir(out / TRAIN_FOLDER, train)
-        console.print(f"{len(train):,} pairs to train on, {len(kept):,} kept for measuring, in {out}.")
+        console.print(
+            f"{len(train):,} pairs to train on, {len(kept):,} kept for measuring, in {out}.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def beir_pairs(folder: Path) -> Iterator[Pair]:
@@ -83,6 +93,11 @@ def beir_pairs(folder: Path) -> Iterator[Pair]:
     queries = {row["_id"]: row["text"] for row in read_json_lines(folder / "queries.jsonl")}
     for query_id, judged in read_qrels(folder / "qrels" / f"{SPLIT}.tsv").items():
         for document_id, score in judged.items():
+            if query_id not in queries or document_id not in corpus:
+                raise TrainingError(
+                    f"{folder}: qrels/{SPLIT}.tsv names query {query_id!r} and passage {document_id!r}, and "
+                    "one of them has no text. Take that row out, or add the text."
+                )
             passage = corpus[document_id]
             split = (passage.get("metadata") or {}).get("split", SPLIT)
             if split != SPLIT:
@@ -97,10 +112,20 @@ def beir_pairs(folder: Path) -> Iterator[Pair]:
 
 def weak_pairs(folder: Path) -> Iterator[Pair]:
     """One pair for each heading with the text under it; the heading is not read with the text."""
-    for path in sorted(folder.glob("*.jsonl*")):
-        source = path.name.split(".")[0]
+    for path in weak_files(folder):
+        source = source_of(path)
         for row in read_json_lines(path):
             yield Pair(source, row["id"], row["query"], row["id"], "", row["text"])
+
+
+def weak_files(folder: Path) -> list[Path]:
+    """The files of headings and text, each a source."""
+    return sorted(folder.glob("*.jsonl*"))
+
+
+def source_of(path: Path) -> str:
+    """What a file is called."""
+    return path.name.split(".")[0]
 
 
 def is_held(pair: Pair, share: float, seed: int) -> bool:
@@ -126,6 +151,7 @@ def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:
     (new / "corpus.jsonl").write_text("".join(documents.values()), encoding="utf-8")
     (new / "queries.jsonl").write_text("".join(queries.values()), encoding="utf-8")
     (new / "qrels" / f"{SPLIT}.tsv").write_text("".join(qrels), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between its two folders
     new.rename(folder)
 
 

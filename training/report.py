@@ -90,7 +90,7 @@ class Report:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if not self.quiet:
-            self._progress.console.print(line, markup=False)
+            self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def flush(self) -> None:
         """Have what was written on disk, before a state that relies on it."""
@@ -163,7 +163,9 @@ def _event_writer(folder: Path, done: int) -> Any:
     """TensorBoard's writer; None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboard":
+            raise
         return None
     # Events of steps after `purge_step` are hidden: a resumed run writes them again.
     return SummaryWriter(str(folder), purge_step=done + 1)
