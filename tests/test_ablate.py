@@ -149,16 +149,22 @@ options.data = [{ tuples = "${OUT}/nowhere.jsonl" }]
     return folder
 
 
+CALL = ablate.call
+
+
+class Killed(Exception):
+    pass
+
+
 def steps_called(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> list[str]:
     """Names of the steps that are called from now on; one that is too many is not run."""
     called: list[str] = []
-    call = ablate.call
 
     def noting(step: str, function: Any, options: Any) -> None:
         if len(called) == fail_after:
-            raise KeyboardInterrupt
+            raise Killed
         called.append(step)
-        call(step, function, options)
+        CALL(step, function, options)
 
     monkeypatch.setattr(ablate, "call", noting)
     return called
@@ -167,7 +173,7 @@ def steps_called(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None)
 def test_a_study_from_end_to_end(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = [study / "small.toml", "--out", tmp_path, "--seeds", 2, "--steps", 2, "--device", "cpu"]
     called = steps_called(monkeypatch, fail_after=3)
-    with pytest.raises(KeyboardInterrupt):  # in the first run of the second seed
+    with pytest.raises(Killed):  # in the first run of the second seed
         command(ablate.main, *args)
     assert called == ["distill", "average", "distill"]
     assert len(json.loads((tmp_path / "small.json").read_text())["seeds"]) == 1

@@ -274,6 +274,7 @@ def test_rows(tmp_path: Path, stored: Any, expected: Row) -> None:
         ({"query_id": 1, "document_ids": [5], "scores": [float("nan")]}, "not all finite"),
         ({"query_id": 1, "document_ids": [5], "scores": ["高い"]}, 'expected {"query_id", .*ValueError'),
         ({"query_id": 1, "document_ids": "58"}, "a list is wanted, found '58'"),
+        ({"query_id": 1, "document_ids": [5, 8], "scores": "58"}, "a list is wanted, found '58'"),
         ({"query_id": 1, "document_ids": [5], "n_positives": 2}, "n_positives is 2; expected 0 to 1"),
         ({"query_id": 1, "document_ids": [5], "n_positives": -1}, "n_positives is -1"),
         ({"query_id": 1, "docs": [5]}, "expected .* found .*KeyError: 'document_ids'"),

@@ -213,7 +213,15 @@ def test_methods_take_turns_until_they_have_no_more() -> None:
         assert set("bc") <= set(row)
     for row in draws(4, 20, list("bcd"), list("bcd")):  # what both found is taken once
         assert sorted(row) == list("abcd")
+    for row in draws(3, 20, list("bcd"), list("efgh")):  # two turns and a half
+        assert sorted(id < "e" for id in row[1:]) == [False, True, True]
     assert draws(4, 2, ["a"], []) == [["a"], ["a"]]
+
+
+def test_each_query_draws_for_itself() -> None:
+    corpus = {id: {"text": id} for id in "abcdefghij"}
+    found = [drawn(f"質問{i}", ["a"], [list("bcdefghij")], corpus, 4, 1, 0.5, 0)["tuples"] for i in range(8)]
+    assert len({tuple(rows[0]) for rows in found}) == 8
 
 
 def test_several_tuples_of_a_query_are_distinct(tmp_path: Path) -> None:
@@ -316,8 +324,12 @@ def test_no_query_is_drawn_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             mined(data, out, **WORK)
         assert not out.exists()
     monkeypatch.setattr(mine, "drawn", killed_at(-1))
+    searched: list[str] = []
+    real = BM25.search
+    monkeypatch.setattr(BM25, "search", lambda self, query, k: searched.append(query) or real(self, query, k))
     assert mined(data, out, **WORK) == expected
     assert asked == list(QRELS)
+    assert searched == [QUERIES[id]["text"] for id in list(QRELS)[20:]]
 
 
 def test_whole_lines(tmp_path: Path) -> None:

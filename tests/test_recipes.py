@@ -187,7 +187,10 @@ def test_the_main_run_is_that_of_the_paper() -> None:
     assert main["steps"] * main["warmup"] == 2_500
     assert main["steps"] * main["batch"] == 3_200_000
     (data,) = main["data"]
-    assert data["tuples"] == "hub:answerdotai/MMARCO-japanese-32-scored-triplets@M3_full_normalized"
+    paths = recipe.read_paths(RUN.parent / "jacolbert-v2.5.toml")
+    assert data["tuples"] == "${TUPLES}"
+    assert paths["TUPLES"] == "hub:answerdotai/MMARCO-japanese-32-scored-triplets@M3_full_normalized"
+    assert paths["CORPUS"] == "data/mmarco/japanese_collection.tsv"
     assert "limit" not in data
 
 
@@ -523,6 +526,18 @@ def test_a_dataset_that_needs_a_script(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prepare, "load_dataset", refuse)
     with pytest.raises(TrainingError, match="hub:miracl/miracl/ja@train .* name that with --rows"):
         command(prepare.main, "--dataset", "miracl-ja", "--out", tmp_path / "o")
+
+
+def test_paths_are_those_that_stages_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.toml"
+    text = '[paths]\nDATA = "湖"\nOUT = "${DATA}/run"\n'
+    path.write_text(text + '[[stage]]\nname = "a"\nstep = "pairs"\nout = "${OUT}/a"\n', encoding="utf-8")
+    for set_to in (None, "", "/srv"):
+        if set_to is not None:
+            monkeypatch.setenv("DATA", set_to)
+        (stage,) = read_recipe(path)
+        assert stage.options["out"] == f"{recipe.read_paths(path)['OUT']}/a"
+    assert recipe.read_paths(path)["OUT"] == "/srv/run"
 
 
 def test_stages_are_listed_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -157,6 +159,7 @@ def test_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "console", Console(stderr=True, width=60, force_terminal=False))
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=itertools.count(0.0, 0.5).__next__))
     path = f"{tmp_path}/[red]とても長い名前のフォルダー" + "x" * 80
     with Report(tmp_path, 20, 4) as told:
         told.step(5, loss=2.0, learning_rate=0.1, tokens=10)
@@ -167,7 +170,9 @@ def test_what_is_said(
     said = capsys.readouterr().err
     assert "step 6: nDCG@10 of jsquad 0.5000\n" in said
     assert f"ColBERT written to {path}.\n" in said  # on one line, brackets and all
-    assert "step 6/20: loss 1.9800, " in said  # smoothed
+    # The loss is smoothed, and the rates are those of this start: two steps of ten tokens in one second.
+    assert "step 6/20: loss 1.9800, 2.00 steps/s, 20 tokens/s\n" in said
+    assert [row["tokens_per_s"] for row in read_metrics(tmp_path) if "loss" in row] == [20, 20]
 
 
 def test_a_run_goes_on_without_tensorboard(tmp_path: Path) -> None:

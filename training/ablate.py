@@ -53,11 +53,13 @@ def main(
     """Compare variants of a training stage."""
     if (minutes is None) == (steps is None):
         raise TrainingError("Say how long each run is: pass either --minutes, such as 5, or --steps.")
-    wanted = {"config": config, "stage": stage, "seeds": seeds, "minutes": minutes, "steps": steps, "dev": dev,
-              "dev_limit": dev_limit, "device": device, "limit": limit}  # fmt: skip
+    wanted = {
+        "out": out, "config": config, "stage": stage, "seeds": seeds, "minutes": minutes, "steps": steps,
+        "dev": dev, "dev_limit": dev_limit, "device": device, "limit": limit,
+    }  # fmt: skip
     plans = [read_set(set_file(name), config, stage, dev) for name in names]
     for name, plan in zip(names, plans, strict=True):
-        line = ["python", "-m", "training.ablate", name, *arguments({"out": out, **wanted})]
+        line = ["python", "-m", "training.ablate", name, *arguments(wanted)]
         study = Study(plan, out, device=device, limit=limit, dev_limit=dev_limit, keep=keep)
         study.run(seeds=seeds, minutes=minutes, steps=steps, command=shlex.join(line))
 
@@ -120,7 +122,11 @@ class Study:
                 assert minutes is not None
                 seconds = self.seconds_per_step(first)
                 steps = max(1, round(60 * minutes / seconds))
-                console.print(f"{seconds:.3f} s a step: {steps:,} steps in {minutes} minutes", markup=False)
+                console.print(
+                    f"{seconds:.3f} s a step: {steps:,} steps in {minutes} minutes",
+                    markup=False,
+                    soft_wrap=True,
+                )
             steps = limited(steps, self._limit)
             if steps < self.plan.n_checkpoints:
                 raise TrainingError(
@@ -136,7 +142,7 @@ class Study:
                     self.out / f"{self.plan.name}.json", json.dumps(result, indent=2, ensure_ascii=False)
                 )
                 write_whole(self.out / f"{self.plan.name}.md", markdown(result))
-        console.print(f"Tables: {self.out / self.plan.name}.json and .md", markup=False)
+        console.print(f"Tables: {self.out / self.plan.name}.json and .md", markup=False, soft_wrap=True)
 
     def one_seed(self, seed: int, steps: int) -> dict[str, Scores]:
         """Variant -> scores of its run with this seed; variants whose tuples are missing are left out."""
@@ -158,8 +164,8 @@ class Study:
                 groups.setdefault(key, []).append((variant, path))
         for key, variants in groups.items():
             model = self.folder / "runs" / key
-            names = ", ".join(variant.name for variant, _ in variants)
-            console.print(f"{self.plan.name}: {names}; seed {seed}", markup=False)
+            names = "; ".join(variant.name for variant, _ in variants)
+            console.print(f"{self.plan.name}, seed {seed}: {names}", markup=False, soft_wrap=True)
             call("distill", distill.main, {**options[key], "out": model})
             for variant, path in variants:
                 scores = self.scores_of(model, variant)

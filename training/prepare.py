@@ -85,7 +85,7 @@ def main(
             {"dataset": dataset, "rows": names, "corpus": corpus_name, "seed": seed, "limit": limit},
         )
         if all(file.exists() for file in files):
-            console.print(f"{out} is finished: nothing to do.", markup=False)
+            console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
         read = [row for name in names for row in load(name)]
         apart = load(corpus_name) if corpus_name is not None else ()
@@ -97,7 +97,7 @@ def main(
         write_once(files[1], (_line(dataset, id=q.id, text=q.text) for q in questions))
         judged = (f"{q.id}\t{id}\t1\n" for q in questions for id in q.answers)
         write_once(files[2], ["query-id\tcorpus-id\tscore\n", *judged])
-    console.print(f"{len(questions):,} questions of {dataset} are in {out}.", markup=False)
+    console.print(f"{len(questions):,} questions of {dataset} are in {out}.", markup=False, soft_wrap=True)
 
 
 def load(name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
+from string import Template
 from typing import Annotated
 
 import typer
@@ -35,13 +36,16 @@ def main(
 
 
 def read_paths(recipe: Path) -> dict[str, str]:
-    """Name -> value of a recipe's [paths]; an environment variable of that name wins.
+    """Name -> value of a recipe's [paths], as `read_recipe` has them: the environment wins.
 
     Args:
         recipe: a file that `read_recipe` takes.
     """
     content = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    return {name: os.environ.get(name, str(value)) for name, value in content.get("paths", {}).items()}
+    paths: dict[str, str] = {}
+    for name, value in content.get("paths", {}).items():
+        paths[name] = os.environ.get(name) or Template(str(value)).substitute(paths)
+    return paths
 
 
 if __name__ == "__main__":
