@@ -423,7 +423,17 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_named(
     monkeypatch.setattr(distill, "batch_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(TrainingError, match="nan at step 0; .* begins with query '湖はどこ'"):
         command(
-            distill.main, "--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 1
+            distill.main,
+            "--base",
+            backbone,
+            "--data",
+            data,
+            "--out",
+            tmp_path / "m",
+            *SMALL,
+            *LABELS,
+            "--n-ways",
+            1,
         )
 
 
@@ -432,14 +442,16 @@ def test_scores_are_asked_for_where_a_teacher_is_learnt(backbone: Path, tmp_path
         tmp_path / "pairs.jsonl", [{"query": "湖はどこ", "passages": ["琵琶湖", "富士山", "東京"]}]
     )
     args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 3]
-    with pytest.raises(TrainingError, match="have no scores .* Score them with training.score"):
+    with pytest.raises(
+        TrainingError, match="have no scores and 3 documents .* Score them with training.score"
+    ):
         command(distill.main, *args)
 
 
 def test_a_loss_that_teaches_nothing_is_refused(backbone: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "scored.jsonl", scored_rows(8, 2))
     args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 2]
-    with pytest.raises(TrainingError, match="Of two documents min-max normalisation makes 0 and 1"):
+    with pytest.raises(TrainingError, match="min-max normalisation makes 0 and 1"):
         command(distill.main, *args)
 
 

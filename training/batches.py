@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -18,6 +18,8 @@ from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenBatch
 from jacolbert_rag.encode.tokens import Tokenizer
 from training.data import Example, Row, Source, Tuples
 from training.options import TrainingError
+
+N_DIGESTED = 1_000  # tuples of a source that its digest looks at
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,22 @@ class Batches(Sequence[Batch]):
         kept = ", ".join(f"{tuples.name} {len(tuples):,}" for tuples, _ in self._sources)
         out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self._left_out.items()) if n)
         return (kept or "none") + (f"; left out: {out}" if out else "")
+
+    def kinds(self) -> list[tuple[str, int, bool]]:
+        """Name, documents a query, and whether there are teacher scores, of each source."""
+        return [(tuples.name, ways, tuples.row(0).scores is not None) for tuples, ways in self._sources]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over names, sizes and a thousand tuples of each source, texts included."""
+        total = blake2b(digest_size=8)
+        for tuples, ways in self._sources:
+            total.update(repr((tuples.name, len(tuples), ways)).encode())
+            for i in np.unique(np.linspace(0, len(tuples) - 1, N_DIGESTED).astype(np.int64)):
+                example = tuples[int(i)]
+                told = (example.query, example.documents, example.scores, example.n_positives)
+                total.update(repr(told).encode("utf-8", "replace"))
+        return total.hexdigest()
 
     def __len__(self) -> int:
         return self._steps

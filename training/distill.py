@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,8 +40,9 @@ from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
 from training.options import Config, Limit, StageName, TrainingError, limited, run
 from training.report import Report, console
-from training.state import begin, claim, load_state, published, save_state
+from training.state import begin, claim, load_more, load_state, published, save_state
 
+PATIENCE = timedelta(hours=2)  # the other ranks wait while the first scores a dev set
 CHECKPOINTS_FOLDER, EMA_FOLDER, STATE_FOLDER = "checkpoints", "ema", "state"
 PRECISIONS = {
     "fp32": torch.float32,
@@ -133,11 +137,6 @@ def main(
             f"Negatives {negatives!r} need a rank's {local} queries in one forward pass, and --micro-batch "
             f"is {micro}. Drop it, take --gradient-checkpointing, or --negatives own."
         )
-    if n_ways == 2 and kl and normalize == "both" and not contrast and not margin_mse:
-        raise TrainingError(
-            "Of two documents min-max normalisation makes 0 and 1, whatever they score, so that nothing is "
-            "learnt. Take --n-ways 3 or more, or --normalize none."
-        )
     recipe = {
         "base": base, "data": data, "dim": dim, "document_length": document_length,
         "train_document_length": train_document_length, "query_length": query_length, "n_ways": n_ways,
@@ -154,9 +153,6 @@ def main(
         if (out / WEIGHTS_FILE).exists():
             ranks.say(f"{out} is finished: nothing to do.")
             return
-        if ranks.first:
-            begin(out, recipe, changeable=("torch",))
-
         # Model.
         torch.manual_seed(seed)
         torch.set_flush_denormal(True)  # denormals make a step several times slower on a CPU
@@ -182,6 +178,8 @@ def main(
             world=ranks.world,
         )
         ranks.say(f"Tuples: {batches.summary()}.")
+        for name, ways, scored in batches.kinds():
+            check_teachable(name, ways, scored, losses)
         dev_set = None
         if dev is not None and ranks.first:
             from training.dev import DevSet
@@ -190,12 +188,17 @@ def main(
                 dev, dev_split, limit=dev_limit if limit is None else min(limit, dev_limit or limit)
             )
 
+        if ranks.first:  # when all has been read, so that a mistyped path does not stay in the recipe
+            begin(out, recipe | {"data_digest": batches.digest}, changeable=("torch",))
+
         # Optimizer, and where the run was.
         stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps), weight_decay)
         running = deepcopy(model) if ema else None
         kept = nn.ModuleDict({"model": model} | ({"ema": running} if running is not None else {}))
         scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
         step = load_state(out / STATE_FOLDER, kept, [stepper])
+        if of_scaler := load_more(out / STATE_FOLDER):
+            scaler.load_state_dict(of_scaler)
 
         # Loop.
         report = stack.enter_context(Report(out, steps, step, quiet=not ranks.first))
@@ -230,11 +233,12 @@ def main(
                 follow(running, model, ema)
             step += 1
             rate = float(stepper.param_groups[0].get("scheduled_lr", stepper.param_groups[0]["lr"]))
-            report.step(step, loss=value, learning_rate=rate, tokens=learnt.n_tokens * ranks.world)
+            report.step(
+                step, loss=value, learning_rate=rate, tokens=learnt.n_tokens * ranks.world,
+                peak_memory_mb=peak_memory_mb(ranks.device),
+            )  # fmt: skip
 
-            if ranks.first and step % save_every == 0:
-                report.flush()
-                save_state(out / STATE_FOLDER, kept, [stepper], step)
+            # The state last: what it says was done is not done again.
             if ranks.first and checkpoint_every and step % checkpoint_every == 0 and step < steps:
                 with evaluated(stepper):
                     write(out / CHECKPOINTS_FOLDER / f"step-{step}", model, tokenizer, dtype)
@@ -242,11 +246,14 @@ def main(
                 with evaluated(stepper):
                     found = dev_set.score(model, tokenizer, device=ranks.device)
                 report.note(step, **{f"{name} of {dev_set.name}": score for name, score in found.items()})
+            if ranks.first and step % save_every == 0:
+                report.flush()
+                save_state(out / STATE_FOLDER, kept, [stepper], step, scaler.state_dict())
 
         # The model.
         if ranks.first:
             report.flush()
-            save_state(out / STATE_FOLDER, kept, [stepper], step)
+            save_state(out / STATE_FOLDER, kept, [stepper], step, scaler.state_dict())
             if running is not None:
                 write(out / EMA_FOLDER, running, tokenizer, dtype)
             with evaluated(stepper):
@@ -284,7 +291,8 @@ class Ranks:
         if self.world == 1:
             yield
             return
-        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
         try:
             yield
         finally:
@@ -340,6 +348,27 @@ def start(base: str, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer
     return model, Tokenizer(load_subwords(folder), settings)
 
 
+def check_teachable(name: str, n_ways: int, scored: bool, losses: Losses) -> None:
+    """Refuse a source that no loss asked for can learn from.
+
+    Raises:
+        TrainingError: with what to pass.
+    """
+    if losses.contrast and (n_ways > 1 or losses.negatives != "own"):
+        return
+    if not scored or n_ways == 1:
+        raise TrainingError(
+            f"The tuples of {name} have {'teacher' if scored else 'no'} scores and {n_ways} documents a "
+            f"query, and nothing that is asked for learns from them: {losses}. Score them with "
+            "training.score, or pass --contrast 1."
+        )
+    if n_ways == 2 and losses.normalize == "both" and not losses.margin_mse:
+        raise TrainingError(
+            f"Of the two documents a query of {name}, min-max normalisation makes 0 and 1, whatever they "
+            "score, so that nothing is learnt. Take --n-ways 3 or more, or --normalize none."
+        )
+
+
 def set_dropout(model: ColBERT, share: float | None) -> None:
     """Let dropout layers drop this share; None leaves them."""
     for module in model.modules():
@@ -357,6 +386,7 @@ def loader(
         batch_size=None,
         sampler=range(step, steps),
         num_workers=n,
+        multiprocessing_context="fork" if n else None,  # memory-mapped texts cannot be sent to a new process
         collate_fn=_as_it_is,  # with batch_size=None it is given one item
         prefetch_factor=4 if n else None,
     )
@@ -420,12 +450,8 @@ def batch_loss(
         terms.append(
             losses.contrast * contrastive_loss(scores, positives.to(device), relevant, losses.temperature)
         )
-    if not terms:
-        raise TrainingError(
-            f"The tuples of {batch.source} (query {batch.first!r}) have "
-            f"{'no' if batch.scores is None else 'teacher'} scores and {n_ways} documents a query, and the "
-            f"losses asked for are {losses}. Score them with training.score, or pass --contrast 1."
-        )
+    if not terms:  # left-overs of several sources that have nothing in common
+        return 0.0 * own.sum()
     return torch.stack(terms).sum()
 
 
@@ -468,6 +494,14 @@ def make_optimizer(
     )
     stepper.train()
     return stepper  # type: ignore[no-any-return]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most that this process has held: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 @contextmanager

@@ -90,8 +90,8 @@ def main(
         if (out / WEIGHTS_FILE).exists():
             console.print(f"{out} is finished: nothing to do.")
             return
-        begin(out, recipe, changeable=("steps", "torch"))
         paragraphs = reader(text, weights, limit, seed)
+        begin(out, recipe, changeable=("steps", "torch"))
         vocab = (
             read_vocabulary(base) if base else learn_vocabulary(out / "vocab.json", paragraphs, vocab_size)
         )

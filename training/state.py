@@ -96,8 +96,17 @@ def digest(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def save_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
-    """Write the state of a run after `step` steps; a kill leaves the former state whole."""
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    step: int,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the state of a run after `step` steps, and what else is to be had back by `load_more`.
+
+    A kill leaves the former state whole.
+    """
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -115,7 +124,7 @@ def save_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], 
                     scalars.setdefault(str(index), {})[name] = value
         others.append({"groups": state["param_groups"], "scalars": scalars})
     save_file(tensors, new / OPTIMIZER_FILE)
-    (new / STEP_FILE).write_text(json.dumps({"step": step, "optimizers": others}))
+    (new / STEP_FILE).write_text(json.dumps({"step": step, "optimizers": others, "more": dict(more or {})}))
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -146,6 +155,13 @@ def load_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) 
             state.setdefault(int(index), {}).update(values)
         optimizer.load_state_dict({"state": state, "param_groups": other["groups"]})
     return int(saved["step"])
+
+
+def load_more(folder: Path) -> dict[str, Any]:
+    """What `save_state` was given beside weights and optimisers; call it after `load_state`."""
+    path = folder / STEP_FILE
+    found: dict[str, Any] = json.loads(path.read_text()).get("more", {}) if path.exists() else {}
+    return found
 
 
 def _unshared(model: nn.Module) -> dict[str, torch.Tensor]:
