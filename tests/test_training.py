@@ -455,6 +455,14 @@ def test_a_loss_that_teaches_nothing_is_refused(backbone: Path, tmp_path: Path) 
         command(distill.main, *args)
 
 
+def test_a_run_leaves_the_process_as_it_was(backbone: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", [{"query": t[:8], "passages": [t]} for t in SENTENCES])
+    args = ["--base", backbone, "--data", data, *SMALL, *LABELS, "--n-ways", 1]
+    command(distill.main, *args, "--out", tmp_path / "m", "--steps", 1)
+    assert np.nextafter(0, 1) > 0  # denormals are numbers again
+    assert torch.tensor(1e-40) * 1 > 0
+
+
 # Exactness: float64, no dropout, no warm-up.
 
 EXACT = ["--dim", 16, "--device", "cpu", "--precision", "fp64", "--dropout", 0, "--warmup", 0]

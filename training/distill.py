@@ -35,6 +35,7 @@ from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from jacolbert_rag.index.maxsim import maxsim_own, maxsim_padded
+from training.arithmetic import without_denormals
 from training.batches import Batch, Batches, Padded
 from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
@@ -155,7 +156,7 @@ def main(
             return
         # Model.
         torch.manual_seed(seed)
-        torch.set_flush_denormal(True)  # denormals make a step several times slower on a CPU
+        stack.enter_context(without_denormals())
         model, tokenizer = start(base, dim, document_length)
         set_dropout(model, dropout)
         model.to(ranks.device, torch.float64 if precision == "fp64" else torch.float32).train()

@@ -33,6 +33,7 @@ from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.tokens import VOCAB_FILE
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
+from training.arithmetic import without_denormals
 from training.data import open_text
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.losses import vocabulary_loss
@@ -86,7 +87,7 @@ def main(
         "rest_learning_rate": rest_learning_rate, "warmup": warmup, "decay": decay, "mask_share": mask_share,
         "seed": seed, "limit": limit, "torch": torch.__version__,
     }  # fmt: skip
-    with claim(out):
+    with claim(out), without_denormals():
         if (out / WEIGHTS_FILE).exists():
             console.print(f"{out} is finished: nothing to do.")
             return
@@ -100,8 +101,6 @@ def main(
         console.print(f"{len(vocab):,} tokens in the vocabulary, {len(stream):,} tokens of text")
 
         torch.manual_seed(seed)
-        # Denormals make a step several times slower on a CPU.
-        torch.set_flush_denormal(True)
         model = BertForMaskedLM(architecture(len(vocab), hidden, layers, heads)).train()
         if base is not None:
             read_weights_into(model, base)

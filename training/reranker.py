@@ -37,6 +37,7 @@ from jacolbert_rag.encode.files import (
 )
 from jacolbert_rag.encode.tokens import load_subwords
 from jacolbert_rag.encode.words import JapaneseWordPiece
+from training.arithmetic import without_denormals
 from training.batches import draw, rows_of_step
 from training.data import Example, OnMissing, Row, Source, read_data
 from training.options import Config, Limit, StageName, TrainingError, console, limited, run
@@ -86,7 +87,7 @@ def main(
         "dropout": dropout, "precision": precision, "on_missing": on_missing, "seed": seed, "limit": limit,
         "torch": torch.__version__,
     }  # fmt: skip
-    with claim(out):
+    with claim(out), without_denormals():
         if (out / WEIGHTS_FILE).exists():
             console.print(f"{out} is finished: nothing to do.", markup=False)
             return
@@ -94,7 +95,6 @@ def main(
 
         # Model.
         torch.manual_seed(seed)
-        torch.set_flush_denormal(True)  # denormals make a step several times slower on a CPU
         folder = resolve_folder(base, is_complete=has_weights)
         model = start(folder, dropout, place)
         subwords = load_subwords(folder)
