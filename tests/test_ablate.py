@@ -145,6 +145,10 @@ use = "ema"
 [[variant]]
 name = "a teacher that is not there"
 options.data = [{ tuples = "${OUT}/nowhere.jsonl" }]
+
+[[variant]]
+name = "a source that is not there"
+options.data = [{ tuples = "${OUT}/scored.jsonl", source = "海" }]
 """)
     return folder
 
@@ -172,15 +176,16 @@ def steps_called(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None)
 
 def test_a_study_from_end_to_end(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = [study / "small.toml", "--out", tmp_path, "--seeds", 2, "--steps", 2, "--device", "cpu"]
-    called = steps_called(monkeypatch, fail_after=3)
+    called = steps_called(monkeypatch, fail_after=4)
     with pytest.raises(Killed):  # in the first run of the second seed
         command(ablate.main, *args)
-    assert called == ["distill", "average", "distill"]
+    assert called == ["distill", "average", "distill", "distill"]  # the last has no tuple
     assert len(json.loads((tmp_path / "small.json").read_text())["seeds"]) == 1
 
     called = steps_called(monkeypatch)
     command(ablate.main, *args)
-    assert called.count("distill") == 2  # two variants' second seed; three more share a run
+    # Two variants' second seed, of which one is shared by three more; and once more what failed.
+    assert called.count("distill") == 3
     assert called.count("average") == 1
     result = json.loads((tmp_path / "small.json").read_text(encoding="utf-8"))
     assert result["steps"] == 2
@@ -189,9 +194,11 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path, monkeypatch: pytes
         f"python -m training.ablate {study}/small.toml --out {tmp_path} --seeds 2 --steps 2 --device cpu"
     )
     assert result["options"]["batch"] == 4
+    assert result["options"]["data"] == [{"tuples": "${OUT}/scored.jsonl"}]  # as it is written
     assert "dev" not in result["options"]
     rows = {row["name"]: row for row in result["variants"]}
-    assert rows["a teacher that is not there"]["not_run"] == f"{study}/nowhere.jsonl is missing"
+    assert rows["a teacher that is not there"]["not_run"] == "nowhere.jsonl is missing"
+    assert rows["a source that is not there"]["not_run"].startswith("No tuple is left to learn from")
     assert rows["MarginMSE"]["options"] == {"kl": 0.0, "margin_mse": 1.0}
     found = {name: row["scores"]["dev@train"]["nDCG@10"] for name, row in rows.items() if row["scores"]}
     assert all(len(each["values"]) == 2 for each in found.values())
@@ -206,7 +213,7 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path, monkeypatch: pytes
     called = steps_called(monkeypatch)
     before = (tmp_path / "small.md").read_text(encoding="utf-8")
     command(ablate.main, *args)
-    assert called == []
+    assert called == ["distill"]
     assert (tmp_path / "small.md").read_text(encoding="utf-8") == before
     command(ablate.main, *args[:-2], "--keep", "--seeds", 3)
     assert len(list((tmp_path / "small" / "runs").iterdir())) >= 2
@@ -231,11 +238,11 @@ def test_runs_of_a_study_are_those_of_distill(
     called = steps_called(monkeypatch)
     args[0] = other / "small.toml"
     command(ablate.main, *args)
-    assert called.count("distill") == 2  # another place is another command
+    assert called.count("distill") == 3  # another place is another command
     write_rows(other / "scored.jsonl", rows[::-1])
     called = steps_called(monkeypatch)
     command(ablate.main, *args)
-    assert called.count("distill") == 2
+    assert called.count("distill") == 3
     assert len(rows_of(other / "scored.jsonl")) == len(rows)
 
 
@@ -251,16 +258,24 @@ name = "KL"
 [[variant]]
 name = "of lakes"
 options.data = [{{ tuples = "${{OUT}}/scored.jsonl", source = "湖" }}]
+[[variant]]
+name = "of any six"
+options.data = [{{ tuples = "${{OUT}}/scored.jsonl", sample = 6 }}]
 """)
     args = [tmp_path / "one.toml", "--out", tmp_path / "o", "--seeds", 1, "--device", "cpu"]
     called = steps_called(monkeypatch)
     command(ablate.main, *args, "--minutes", 0.002, "--dev-limit", 3)
     result = json.loads((tmp_path / "o" / "one.json").read_text(encoding="utf-8"))
-    assert called.count("distill") == 2 + 2  # two to take the time
+    assert called.count("distill") == 3 + 3  # three to take the time
     assert result["steps"] == max(1, round(60 * 0.002 / result["seconds_per_step"]))
+    assert result["steps"] < 100  # a step takes some milliseconds
     assert "3 dev queries" in (tmp_path / "o" / "one.md").read_text(encoding="utf-8")
-    (of_lakes,) = (tmp_path / "o" / "one" / "tuples").iterdir()
-    assert [row["source"] for row in rows_of(of_lakes)] == ["湖"] * 4
+    parts = [rows_of(path) for path in (tmp_path / "o" / "one" / "tuples").iterdir()]
+    of_lakes, of_any = sorted(parts, key=len)
+    assert [row["source"] for row in of_lakes] == ["湖"] * 4
+    assert len(of_any) == 6
+    assert [row["source"] for row in of_any] != ["湖"] * 4 + ["山"] * 2  # not the first
+    assert [row for row in rows_of(study / "scored.jsonl") if row in of_any] == of_any
     called = steps_called(monkeypatch)
     command(ablate.main, *args, "--minutes", 0.002, "--dev-limit", 3)
     assert called == []  # the time is not taken again, and so the steps are the same
@@ -276,6 +291,11 @@ options.data = [{{ tuples = "${{OUT}}/scored.jsonl", source = "湖" }}]
         ("options.kl = 0.0", "options.seed = 3", "seed cannot be varied: a study sets it for all"),
         ("last = 2", "last = 3", "average.last is 3; expected 1 to n-checkpoints, 2"),
         ('name = "MarginMSE"', 'name = "KL"', "two variants have one name"),
+        (
+            '"${OUT}/nowhere.jsonl"',
+            '"hub:a/b", sample = 3',
+            "source and sample are of files; hub:a/b is none",
+        ),
         ("nowhere.jsonl", "${WO}.jsonl", "names 'WO', which the recipe has no path for"),
         ('question = "What counts?"', "", "lacks question"),
         ('stage = "main"', 'stage = "other"', "has 0 stages of the name 'other'"),

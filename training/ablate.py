@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
@@ -26,7 +27,7 @@ from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.files import WEIGHTS_FILE
 from training import average, distill
 from training.comparison import Scores, compared, markdown
-from training.data import read_json_lines
+from training.data import packed, read_json_lines
 from training.dev import DevSet
 from training.options import Limit, TrainingError, console, limited, run
 from training.state import claim, digest
@@ -92,8 +93,11 @@ class Study:
         limits = [n for n in (limit, dev_limit) if n is not None]
         self._dev_limit = min(limits, default=None)
         self._dev: dict[str, DevSet] = {}
-        # Looked at once: a file that comes while others run would give a variant fewer seeds than these.
-        self._missing = {each.name: each.missing for each in plan.variants if each.missing}
+        # Variant -> why it is left out. A file that comes while others run is not waited for: a variant with
+        # fewer seeds than the first could not be compared with it.
+        self._not_run = {
+            each.name: f"{Path(each.missing).name} is missing" for each in plan.variants if each.missing
+        }
 
     def run(self, *, seeds: int, minutes: float | None, steps: int | None, command: str) -> None:
         """Run what has no score yet, and write the tables after each seed.
@@ -109,9 +113,9 @@ class Study:
         """
         with claim(self.folder):
             first, *_ = self.plan.variants
-            if first.name in self._missing:
+            if first.missing:
                 raise TrainingError(
-                    f"{self._missing[first.name]} of {first.name!r} is missing. Run the stages of "
+                    f"{first.missing} of {first.name!r} is missing. Run the stages of "
                     f"{self.plan.recipe.name} that write it."
                 )
             for name in self.plan.dev:
@@ -145,12 +149,16 @@ class Study:
         console.print(f"Tables: {self.out / self.plan.name}.json and .md", markup=False, soft_wrap=True)
 
     def one_seed(self, seed: int, steps: int) -> dict[str, Scores]:
-        """Variant -> scores of its run with this seed; variants whose tuples are missing are left out."""
+        """Variant -> scores of its run with this seed.
+
+        Variants whose tuples are missing are left out, and so are those whose run fails, unless that is the
+        first.
+        """
         groups: dict[str, list[tuple[Variant, Path]]] = {}
         options: dict[str, dict[str, Any]] = {}
         found: dict[str, Scores] = {}
         for variant in self.plan.variants:
-            if variant.name in self._missing:
+            if variant.name in self._not_run:
                 continue
             own = self.options_of(variant, seed, steps)
             key = _digest_of([own, self.inputs_of(variant)])
@@ -163,17 +171,23 @@ class Study:
                 options[key] = own
                 groups.setdefault(key, []).append((variant, path))
         for key, variants in groups.items():
+            names = [variant.name for variant, _ in variants]
+            console.print(f"{self.plan.name}, seed {seed}: {'; '.join(names)}", markup=False, soft_wrap=True)
             model = self.folder / "runs" / key
-            names = "; ".join(variant.name for variant, _ in variants)
-            console.print(f"{self.plan.name}, seed {seed}: {names}", markup=False, soft_wrap=True)
-            call("distill", distill.main, {**options[key], "out": model})
-            for variant, path in variants:
-                scores = self.scores_of(model, variant)
-                row = {"variant": variant.name, "seed": seed, "options": options[key], "scores": scores}
-                write_whole(path, json.dumps(row, indent=2, ensure_ascii=False))
-                found[variant.name] = scores
+            try:
+                call("distill", distill.main, {**options[key], "out": model})
+                for variant, path in variants:
+                    scores = self.scores_of(model, variant)
+                    row = {"variant": variant.name, "seed": seed, "options": options[key], "scores": scores}
+                    write_whole(path, json.dumps(row, indent=2, ensure_ascii=False))
+                    found[variant.name] = scores
+            except TrainingError as error:
+                if self.plan.variants[0].name in names:
+                    raise
+                console.print(f"not run: {error}", style="red", markup=False, soft_wrap=True)
+                self._not_run.update(dict.fromkeys(names, str(error)))
             if not self._keep:
-                shutil.rmtree(model)
+                shutil.rmtree(model, ignore_errors=True)
         return found
 
     def options_of(self, variant: Variant, seed: int, steps: int) -> dict[str, Any]:
@@ -187,16 +201,17 @@ class Study:
         return {**variant.options, **own}
 
     def spec_of(self, table: Mapping[str, Any]) -> str:
-        """A data spec as the command line has it; tuples of one source are written to a file of their own."""
+        """A data spec as the command line has it; a part of a file is written to a file of its own."""
         settings = dict(table)
-        source = settings.pop("source", None)
-        if source is not None:
+        source, sample = settings.pop("source", None), settings.pop("sample", None)
+        if source is not None or sample is not None:
             tuples = Path(settings["tuples"])
-            name = f"{_digest_of([digest([tuples]), source])}.jsonl"
+            name = f"{_digest_of([digest([packed(tuples)]), source, sample])}.jsonl"
             settings["tuples"] = self.folder / "tuples" / name
             if not settings["tuples"].exists():
-                rows = [row for row in read_json_lines(tuples) if row.get("source") == source]
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                rows = [row for row in read_json_lines(tuples) if source in (None, row.get("source"))]
+                drawn = np.random.default_rng(FIRST_SEED).permutation(len(rows))[:sample]
+                lines = "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(drawn))
                 write_whole(settings["tuples"], lines)
         return ",".join(f"{key}={value}" for key, value in settings.items())
 
@@ -226,18 +241,22 @@ class Study:
         }
 
     def seconds_per_step(self, variant: Variant) -> float:
-        """Time of a step, measured once: that of a run less that of a run of one step."""
+        """Time of a step, measured once: that of a run less that of a run of one step.
+
+        Of three runs the first bears what is done once a process, and is not counted. Where steps are so
+        short that noise is longer, a tenth of the run is taken for them.
+        """
         path = self.folder / "speed.json"
         if not path.exists():
             folder, seconds = self.folder / "speed", []
-            for steps in (1, 1 + MEASURED_STEPS):
+            for steps in (1, 1, 1 + MEASURED_STEPS):
                 shutil.rmtree(folder, ignore_errors=True)
                 started = time.monotonic()
                 options = {**self.options_of(variant, FIRST_SEED, steps), "limit": None}
                 call("distill", distill.main, {**options, "checkpoint_every": 0, "out": folder})
                 seconds.append(time.monotonic() - started)
             shutil.rmtree(folder)
-            each = max(seconds[1] - seconds[0], 1e-3) / MEASURED_STEPS
+            each = max(seconds[2] - seconds[1], seconds[2] / 10) / MEASURED_STEPS
             write_whole(path, json.dumps({"seconds_per_step": each}))
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"])
 
@@ -246,7 +265,7 @@ class Study:
         first, *_ = self.plan.variants
         rows = []
         for variant in self.plan.variants:
-            missing = self._missing.get(variant.name)
+            reason = self._not_run.get(variant.name)
             rows.append({
                 "name": variant.name,
                 "options": variant.changed,
@@ -254,10 +273,9 @@ class Study:
                 "average": variant.average,
                 "use": variant.use,
                 "paper": variant.paper,
-                "not_run": f"{missing} is missing" if missing else None,
-                "scores": {} if missing else compared(found[variant.name], found[first.name]),
+                "not_run": reason,
+                "scores": {} if reason else compared(found[variant.name], found[first.name]),
             })  # fmt: skip
-        common = {key: value for key, value in first.options.items() if key not in first.changed}
         return {
             "set": self.plan.name,
             "question": self.plan.question,
@@ -269,7 +287,7 @@ class Study:
             "limit": self._limit,
             "dev": {name: each.digest for name, each in self._dev.items()},
             "dev_limit": self._dev_limit,
-            "options": common,
+            "options": self.plan.options,
             "variants": rows,
         }
 

@@ -16,7 +16,8 @@
     average = { last = 4 }          # score the mean of so many last checkpoints; more keys: training.average
     use = "ema"                     # score that folder of the run
 
-Tables of `options.data` may have a key more, source: tuples of that source alone.
+Tables of `options.data` may have two keys more: source, for tuples of that source alone; and sample, for so
+many of them, drawn by a seed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Variant:
     Attributes:
         name: unique in its set.
         options: of training.distill, those of the stage among them; `data` as tables.
-        changed: those of them that are the variant's own.
+        changed: those of them that are the variant's own, as the file has them: ${NAME}s are not filled in.
         search: rule of query augmentation to score with; None is the stored one.
         average: settings of training.average, and "last"; None scores the run's last checkpoint.
         use: folder within the run's; "" is the run's own.
@@ -78,6 +79,7 @@ class Plan:
         source: where the paper asks the same.
         recipe: whose stage all variants have in common.
         stage: its name.
+        options: of training.distill that all have in common, as the files have them.
         dev: folders, each with "@" and a split.
         n_checkpoints: of each run, the last one among them; 0 is the last one alone.
         variants: the first is what others are compared with.
@@ -88,6 +90,7 @@ class Plan:
     source: str
     recipe: Path
     stage: str
+    options: Mapping[str, Any]
     dev: Sequence[str]
     n_checkpoints: int
     variants: Sequence[Variant]
@@ -132,12 +135,30 @@ def read_set(
     shared = find_stage(recipe, "distill", stage).options
     filled = _fill(content, read_paths(recipe), path)
     base = {**shared, **by_parameter(filled.get("options", {}))}
-    variants = [_variant(table, base) for table in filled["variant"]]
-    n_checkpoints = int(filled.get("n-checkpoints", 0))
-    dev = dev or filled["dev"]
-    plan = Plan(path.stem, filled["question"], filled["source"], recipe, stage, dev, n_checkpoints, variants)
+    variants = [
+        _variant(table, by_parameter(raw.get("options", {})), base)
+        for table, raw in zip(filled["variant"], content["variant"], strict=True)
+    ]
+    plan = Plan(
+        name=path.stem,
+        question=content["question"],
+        source=content["source"],
+        recipe=recipe,
+        stage=stage,
+        options={**_stage_as_written(recipe, stage), **by_parameter(content.get("options", {}))},
+        dev=dev or filled["dev"],
+        n_checkpoints=int(content.get("n-checkpoints", 0)),
+        variants=variants,
+    )
     _check(plan, path)
     return plan
+
+
+def _stage_as_written(recipe: Path, stage: str) -> dict[str, Any]:
+    """Options of a recipe's stage; tables stay tables, and ${NAME}s what they are."""
+    tables = tomllib.loads(recipe.read_text(encoding="utf-8"))["stage"]
+    (found,) = (by_parameter(table) for table in tables if table["name"] == stage)
+    return {key: value for key, value in found.items() if key not in ("name", "step", *OWN_OPTIONS)}
 
 
 def _check(plan: Plan, path: Path) -> None:
@@ -152,6 +173,9 @@ def _check(plan: Plan, path: Path) -> None:
             raise TrainingError(f"{where}: training.distill has no {', '.join(unknown)}.")
         if own := sorted(variant.changed.keys() & set(OWN_OPTIONS)):
             raise TrainingError(f"{where}: {', '.join(own)} cannot be varied: a study sets it for all.")
+        for table in variant.options["data"]:
+            if table["tuples"].startswith(HUB) and {"source", "sample"} & table.keys():
+                raise TrainingError(f"{where}: source and sample are of files; {table['tuples']} is none.")
         if variant.average is not None and not 1 <= variant.average.get("last", 0) <= plan.n_checkpoints:
             raise TrainingError(
                 f"{where}: average.last is {variant.average.get('last')}; expected 1 to n-checkpoints, "
@@ -159,9 +183,9 @@ def _check(plan: Plan, path: Path) -> None:
             )
 
 
-def _variant(table: Mapping[str, Any], base: Mapping[str, Any]) -> Variant:
-    changed = by_parameter(table.get("options", {}))
-    options = {key: value for key, value in {**base, **changed}.items() if key not in OWN_OPTIONS}
+def _variant(table: Mapping[str, Any], changed: Mapping[str, Any], base: Mapping[str, Any]) -> Variant:
+    own = {**base, **by_parameter(table.get("options", {}))}
+    options = {key: value for key, value in own.items() if key not in OWN_OPTIONS}
     options["data"] = [_as_table(spec) for spec in options["data"]]
     return Variant(
         name=str(table["name"]),
