@@ -249,7 +249,7 @@ def test_sources_of_a_file_are_apart() -> None:
     ]
     found = batches(Source(Tuples(rows, name="mined"), None), batch=4, n_ways=2)
     assert Counter(found[step].source for step in range(4)) == {"JSQuAD": 2, "JaQuAD": 2}
-    assert found.summary() == "JSQuAD 8, JaQuAD 8"
+    assert found.lessons.summary() == "JSQuAD 8, JaQuAD 8"
 
 
 # What cannot be learnt from.
@@ -292,8 +292,8 @@ def test_what_is_left_out_is_counted_and_the_callers_tuples_stay() -> None:
     expected = (
         "採掘 2; left out: 1 of constant scores, 1 too short, 1 whose text is missing, 1 without positive"
     )
-    assert batches(source, batch=2, n_ways=2).summary() == expected
-    assert batches(source, batch=2, n_ways=2).summary() == expected
+    assert batches(source, batch=2, n_ways=2).lessons.summary() == expected
+    assert batches(source, batch=2, n_ways=2).lessons.summary() == expected
     assert len(stored) == 5
     with pytest.raises(
         TrainingError, match="No tuple is left to learn from: none; left out: 5 too short, 1 whose"

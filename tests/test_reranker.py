@@ -15,6 +15,8 @@ from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.words import JapaneseWordPiece
 from tests.conftest import SENTENCES, tiny_vocab, write_fast_tokenizer
 from training import reranker
+from training.arithmetic import rate_factor
+from training.batches import Lessons
 from training.data import read_data
 from training.options import TrainingError
 from training.report import read_metrics
@@ -175,9 +177,9 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_learning_rate_by_hand() -> None:
-    factors = [reranker.linear_decay(step, 10, 0.2) for step in range(10)]
+    factors = [rate_factor(step, 10, 2, 8) for step in range(10)]
     assert factors == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
-    assert reranker.linear_decay(0, 10, 0.0) == 1.0
+    assert rate_factor(0, 10, 0, 10) == 1.0
 
 
 def test_one_positive_and_negatives_are_drawn(tmp_path: Path) -> None:
@@ -186,13 +188,13 @@ def test_one_positive_and_negatives_are_drawn(tmp_path: Path) -> None:
     rows += [{"query": "少", "passages": list("正解誤答"), "n_positives": 2}]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = read_data(str(tmp_path / "m.jsonl"), on_missing="refuse", limit=None)
-    lessons = reranker.Lessons([source], n_ways=4, batch=3, seed=1)
-    assert "m.jsonl 6 (left out: 1 too few negatives, 1 without positive)" in lessons.summary()
+    lessons = Lessons([source], n_ways=4, batch=3, seed=1, unusable=reranker.unusable)
+    assert lessons.summary().endswith("m.jsonl 6; left out: 1 too few negatives, 1 without positive")
     taken: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
     for step in range(40):
-        examples = lessons[step]
-        assert examples == lessons[step]
+        examples = lessons.at(step).examples
+        assert examples == lessons.at(step).examples
         assert len(examples) == 3
         for example in examples:
             taken[example.query] += 1
@@ -204,7 +206,7 @@ def test_one_positive_and_negatives_are_drawn(tmp_path: Path) -> None:
     assert drawn.keys() == set("正解誤答外野")
     assert abs(drawn["正"] - drawn["解"]) < 40
     with pytest.raises(TrainingError, match="No tuple is left to learn from"):
-        reranker.Lessons([source], n_ways=6, batch=3, seed=1)
+        Lessons([source], n_ways=6, batch=3, seed=1, unusable=reranker.unusable)
 
 
 def test_sources_of_different_ways(mined: Path, tmp_path: Path, backbone: Path) -> None:

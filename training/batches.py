@@ -6,9 +6,9 @@ A run that is resumed, or spread over more ranks, sees what an unbroken run of o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -75,6 +75,103 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Tuples of one step, drawn to so many documents each, an answer first where one is labelled.
+
+    Attributes:
+        examples: scores are None unless all tuples of the step, over all ranks, have them.
+        n_ways: documents of each example.
+    """
+
+    examples: list[Example]
+    n_ways: int
+
+
+class Lessons:
+    """The tuples of each step: a function of the step alone."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        n_ways: int,
+        batch: int,
+        seed: int,
+        unusable: Callable[[Row, int], str | None],
+    ) -> None:
+        """Leave out what cannot be learnt from, and count it.
+
+        Args:
+            sources: of tuples; each may have an n_ways of its own.
+            n_ways: documents of a query.
+            batch: queries of a step; fewer where there are fewer tuples.
+            seed: of order, and of which documents are drawn where a tuple has more.
+            unusable: of a tuple and its n_ways: why it is left out, or None.
+
+        Raises:
+            TrainingError: no tuple is left.
+        """
+        self._seed = seed
+        self._left_out: Counter[str] = Counter()
+        self._sources: list[tuple[Tuples, int]] = []
+        for source in sources:
+            ways = source.n_ways or n_ways
+            self._left_out["whose text is missing"] += source.tuples.n_missing
+            for part in source.tuples.by_source():  # which leaves the caller's tuples as they are
+                self._left_out += part.keep(lambda row, n=ways: unusable(row, n))  # type: ignore[misc]
+                self._sources += [(part, ways)] if len(part) else []
+        self._sizes = tuple(len(tuples) for tuples, _ in self._sources)
+        if not self._sizes:
+            raise TrainingError(f"No tuple is left to learn from: {self.summary()}.")
+        self.batch = min(batch, sum(self._sizes))
+
+    def summary(self) -> str:
+        """How many tuples each source has, and how many were left out, and why."""
+        kept = ", ".join(f"{tuples.name} {len(tuples):,}" for tuples, _ in self._sources)
+        out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self._left_out.items()) if n)
+        return (kept or "none") + (f"; left out: {out}" if out else "")
+
+    def kinds(self) -> list[tuple[str, int, bool]]:
+        """Name, documents a query, and whether there are teacher scores, of each source."""
+        return [(tuples.name, ways, tuples.row(0).scores is not None) for tuples, ways in self._sources]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over names, sizes and a thousand tuples of each source, texts included."""
+        total = blake2b(digest_size=8)
+        for tuples, ways in self._sources:
+            total.update(repr((tuples.name, len(tuples), ways)).encode())
+            for i in np.unique(np.linspace(0, len(tuples) - 1, N_DIGESTED).astype(np.int64)):
+                example = tuples[int(i)]
+                told = (example.query, example.documents, example.scores, example.n_positives)
+                total.update(repr(told).encode("utf-8", "replace"))
+        return total.hexdigest()
+
+    def at(self, step: int, own: slice = slice(None)) -> Lesson:
+        """The tuples of a step, or those of one rank's part of it."""
+        rows = rows_of_step(self._sizes, self.batch, step, self._seed)
+        starts = np.cumsum([0, *self._sizes])
+        numbers = np.searchsorted(starts, rows, side="right") - 1
+        sources = [self._sources[number] for number in numbers]
+        stored = [
+            tuples.row(i) for (tuples, _), i in zip(sources, (rows - starts[numbers]).tolist(), strict=True)
+        ]
+        # Left-overs of several sources may share a batch: the least ways and scores count, over all ranks, so
+        # that these do not learn apart.
+        least = min(n_ways for _, n_ways in sources)
+        scored = all(row.scores is not None for row in stored)
+        examples = []
+        for place in range(*own.indices(len(rows))):
+            tuples, n_ways = sources[place]
+            rng = np.random.default_rng((self._seed, step, place))
+            row = draw(stored[place], n_ways, rng)
+            scores = row.scores[:least] if scored and row.scores is not None else None
+            cut = replace(row, documents=row.documents[:least], scores=scores)
+            examples.append(tuples.example(replace(cut, n_positives=min(row.n_positives, least))))
+        return Lesson(examples, least)
+
+
 class Batches(Sequence[Batch]):
     """The batch of each step, for one rank; indexed by step."""
 
@@ -109,46 +206,13 @@ class Batches(Sequence[Batch]):
             raise TrainingError(
                 f"A batch of {batch} queries cannot be shared by {world} ranks. Pass a --batch that can."
             )
-        self._tokenizer, self._seed, self._steps = tokenizer, seed, steps
-        self._left_out: Counter[str] = Counter()
-        self._sources: list[tuple[Tuples, int]] = []
-        for source in sources:
-            ways = source.n_ways or n_ways
-            self._left_out["whose text is missing"] += source.tuples.n_missing
-            for part in source.tuples.by_source():  # which leaves the caller's tuples as they are
-                self._left_out += part.keep(partial(unusable, n_ways=ways))
-                self._sources += [(part, ways)] if len(part) else []
-        self._sizes = [len(tuples) for tuples, _ in self._sources]
-        total = sum(self._sizes)
-        if total == 0:
-            raise TrainingError(f"No tuple is left to learn from: {self.summary()}.")
-        if total < batch:
-            if world > 1:
-                raise TrainingError(f"{total} tuples make no batch of {batch} for {world} ranks.")
-            batch = total
-        self._batch, self._own = batch, slice(rank * batch // world, (rank + 1) * batch // world)
-
-    def summary(self) -> str:
-        """How many tuples each source has, and how many were left out, and why."""
-        kept = ", ".join(f"{tuples.name} {len(tuples):,}" for tuples, _ in self._sources)
-        out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self._left_out.items()) if n)
-        return (kept or "none") + (f"; left out: {out}" if out else "")
-
-    def kinds(self) -> list[tuple[str, int, bool]]:
-        """Name, documents a query, and whether there are teacher scores, of each source."""
-        return [(tuples.name, ways, tuples.row(0).scores is not None) for tuples, ways in self._sources]
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits over names, sizes and a thousand tuples of each source, texts included."""
-        total = blake2b(digest_size=8)
-        for tuples, ways in self._sources:
-            total.update(repr((tuples.name, len(tuples), ways)).encode())
-            for i in np.unique(np.linspace(0, len(tuples) - 1, N_DIGESTED).astype(np.int64)):
-                example = tuples[int(i)]
-                told = (example.query, example.documents, example.scores, example.n_positives)
-                total.update(repr(told).encode("utf-8", "replace"))
-        return total.hexdigest()
+        self.lessons = Lessons(sources, n_ways=n_ways, batch=batch, seed=seed, unusable=unusable)
+        self._tokenizer, self._steps = tokenizer, steps
+        total = self.lessons.batch
+        if total < batch and world > 1:
+            raise TrainingError(f"{total} tuples make no batch of {batch} for {world} ranks.")
+        batch = total
+        self._own = slice(rank * batch // world, (rank + 1) * batch // world)
 
     def __len__(self) -> int:
         return self._steps
@@ -156,35 +220,19 @@ class Batches(Sequence[Batch]):
     def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
         if not 0 <= step < self._steps:
             raise IndexError(step)
-        rows = rows_of_step(tuple(self._sizes), self._batch, step, self._seed)
-        starts = np.cumsum([0, *self._sizes])
-        numbers = np.searchsorted(starts, rows, side="right") - 1
-        sources = [self._sources[number] for number in numbers]
-        stored = [
-            tuples.row(i) for (tuples, _), i in zip(sources, (rows - starts[numbers]).tolist(), strict=True)
-        ]
-        examples = []
-        for place in range(*self._own.indices(len(rows))):
-            tuples, n_ways = sources[place]
-            rng = np.random.default_rng((self._seed, step, place))
-            examples.append(tuples.example(draw(stored[place], n_ways, rng)))
-        # Left-overs of several sources may share a batch: the least ways and scores count, over all ranks, so
-        # that these do not learn apart.
-        ways = min(n_ways for _, n_ways in sources)
-        return self._read(examples, ways, scored=all(row.scores is not None for row in stored))
-
-    def _read(self, examples: list[Example], ways: int, *, scored: bool) -> Batch:
-        texts = [text for example in examples for text in example.documents[:ways]]
+        lesson = self.lessons.at(step, self._own)
+        examples, ways = lesson.examples, lesson.n_ways
+        texts = [text for example in examples for text in example.documents]
         queries = self._tokenizer.queries([example.query for example in examples])
         documents = self._tokenizer.documents(texts)
         pad, skipped = self._tokenizer.special.pad, self._tokenizer.skiplist()
         labelled = np.array([[i < e.n_positives for i in range(ways)] for e in examples], dtype=np.bool_)
-        scores = [example.scores[:ways] for example in examples if example.scores is not None]
+        scores = [example.scores for example in examples if example.scores is not None]
         sources = {example.source for example in examples}
         return Batch(
             queries=pad_batch(queries, pad),
             documents=pad_batch(documents, pad, skipped=skipped),
-            scores=np.array(scores) if scored else None,
+            scores=np.array(scores) if scores else None,
             labelled=labelled,
             keys=np.array([_key(text) for text in texts], dtype=np.int64),
             source=sources.pop() if len(sources) == 1 else "mixed",

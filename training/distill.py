@@ -35,7 +35,7 @@ from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from jacolbert_rag.index.maxsim import maxsim_own, maxsim_padded
-from training.arithmetic import without_denormals
+from training.arithmetic import rate_factor, without_denormals
 from training.batches import Batch, Batches, Padded
 from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
@@ -178,8 +178,8 @@ def main(
             rank=ranks.rank,
             world=ranks.world,
         )
-        ranks.say(f"Tuples: {batches.summary()}.")
-        for name, ways, scored in batches.kinds():
+        ranks.say(f"Tuples: {batches.lessons.summary()}.")
+        for name, ways, scored in batches.lessons.kinds():
             check_teachable(name, ways, scored, losses)
         dev_set = None
         if dev is not None and ranks.first:
@@ -190,7 +190,7 @@ def main(
             )
 
         if ranks.first:  # when all has been read, so that a mistyped path does not stay in the recipe
-            begin(out, recipe | {"data_digest": batches.digest}, changeable=("torch",))
+            begin(out, recipe | {"data_digest": batches.lessons.digest}, changeable=("torch",))
 
         # Optimizer, and where the run was.
         stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps), weight_decay)
@@ -206,8 +206,9 @@ def main(
         for learnt in loader(batches, step, steps, workers, ranks.device):
             torch.manual_seed(seed * 1_000_003 + step * ranks.world + ranks.rank)  # of dropout
             if optimizer == "linear":
+                factor = rate_factor(step, steps, warmup * steps, (1 - warmup) * steps)
                 for group in stepper.param_groups:
-                    group["lr"] = learning_rate * linear(step / steps, warmup)
+                    group["lr"] = learning_rate * factor
             value = 0.0
             for part in parts(learnt, micro):
                 share = len(part.labelled) / len(learnt.labelled)
@@ -523,11 +524,6 @@ def follow(running: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the running mean towards the weights."""
     for mean, weight in zip(running.parameters(), model.parameters(), strict=True):
         mean.lerp_(weight, 1 - decay)
-
-
-def linear(progress: float, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise, then a linear fall to 0."""
-    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
 def write(folder: Path, model: ColBERT, tokenizer: Tokenizer, dtype: str) -> None:

@@ -33,7 +33,7 @@ from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.tokens import VOCAB_FILE
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
-from training.arithmetic import without_denormals
+from training.arithmetic import rate_factor, without_denormals
 from training.data import open_text
 from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.losses import vocabulary_loss
@@ -113,7 +113,7 @@ def main(
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         with Report(out, steps, step) as report:
             while step < steps:
-                factor = schedule(step, steps, warmup, decay)
+                factor = rate_factor(step, steps, warmup, decay * steps)
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate * factor
                 ids, targets = masked_batch(stream, step, batch, length, mask_share, inside, seed)
@@ -348,14 +348,6 @@ def make_optimizers(
         torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=rest_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
-
-
-def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Factor of the learning rate: a linear rise, a plateau, a linear fall to 0.
-
-    Until the fall begins it does not depend on `steps`, so a run that is under way can be made longer.
-    """
-    return min(1.0, (step + 1) / max(warmup, 1), (steps - step) / max(decay * steps, 1))
 
 
 def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> None:

@@ -11,9 +11,7 @@ where it was; finished, it does nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,9 +35,9 @@ from jacolbert_rag.encode.files import (
 )
 from jacolbert_rag.encode.tokens import load_subwords
 from jacolbert_rag.encode.words import JapaneseWordPiece
-from training.arithmetic import without_denormals
-from training.batches import draw, rows_of_step
-from training.data import Example, OnMissing, Row, Source, read_data
+from training.arithmetic import rate_factor, without_denormals
+from training.batches import Lessons
+from training.data import Example, OnMissing, Row, read_data
 from training.options import Config, Limit, StageName, TrainingError, console, limited, run
 from training.pair_reader import PairReader, Pairs
 from training.report import Report
@@ -91,8 +89,6 @@ def main(
         if (out / WEIGHTS_FILE).exists():
             console.print(f"{out} is finished: nothing to do.", markup=False)
             return
-        begin(out, recipe, changeable=("torch",))
-
         # Model.
         torch.manual_seed(seed)
         folder = resolve_folder(base, is_complete=has_weights)
@@ -107,8 +103,10 @@ def main(
 
         # Data.
         sources = [read_data(spec, on_missing=on_missing, limit=limit) for spec in data]
-        lessons = Lessons(sources, n_ways=n_ways, batch=batch, seed=seed)
+        lessons = Lessons(sources, n_ways=n_ways, batch=batch, seed=seed, unusable=unusable)
         console.print(f"Tuples: {lessons.summary()}.", markup=False)
+        # When all has been read, so that a mistyped path does not stay in the recipe.
+        begin(out, recipe | {"data_digest": lessons.digest}, changeable=("torch",))
 
         # Optimizer, and where the run was.
         learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -119,10 +117,10 @@ def main(
         with Report(out, steps, step) as report:
             while step < steps:
                 torch.manual_seed(seed * 1_000_003 + step)  # of dropout
-                rate = learning_rate * linear_decay(step, steps, warmup)
+                rate = learning_rate * rate_factor(step, steps, warmup * steps, (1 - warmup) * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                examples = lessons[step]
+                examples = lessons.at(step).examples
                 loss, n_right, n_tokens = 0.0, 0, 0
                 for part in parts(examples, micro_batch or batch):
                     pairs = pairs_of(part, reader)
@@ -155,56 +153,8 @@ def main(
 # Data.
 
 
-class Lessons:
-    """The tuples of each step, drawn to n_ways documents, the answer first; a function of the step alone."""
-
-    def __init__(self, sources: Sequence[Source], *, n_ways: int, batch: int, seed: int) -> None:
-        """Leave out what cannot be learnt from, and count it.
-
-        Args:
-            sources: of tuples; each may have an n_ways of its own.
-            n_ways: documents of a query.
-            batch: queries of a step; fewer where there are fewer tuples.
-            seed: of the order, and of the documents that are drawn.
-
-        Raises:
-            TrainingError: no tuple is left.
-        """
-        self._sources, self._seed = sources, seed
-        self._n_ways = [source.n_ways or n_ways for source in sources]
-        self._left_out = [
-            source.tuples.keep(lambda row, ways=ways: unusable(row, ways))  # type: ignore[misc]
-            for source, ways in zip(sources, self._n_ways, strict=True)
-        ]
-        self._sizes = tuple(len(source.tuples) for source in sources)
-        if not sum(self._sizes):
-            raise TrainingError(f"No tuple is left to learn from: {self.summary()}.")
-        self._batch = min(batch, sum(self._sizes))
-
-    def summary(self) -> str:
-        """How many tuples each source has, and what was left out."""
-        shown = []
-        for source, left_out in zip(self._sources, self._left_out, strict=True):
-            counts = left_out + Counter({"without text": source.tuples.n_missing})
-            out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()))
-            shown.append(
-                f"{source.tuples.name} {len(source.tuples):,}" + (f" (left out: {out})" if out else "")
-            )
-        return "; ".join(shown)
-
-    def __getitem__(self, step: int) -> list[Example]:
-        starts = [0, *accumulate(self._sizes)]
-        examples = []
-        for place, row in enumerate(rows_of_step(self._sizes, self._batch, step, self._seed).tolist()):
-            number = int(np.searchsorted(starts, row, side="right")) - 1
-            tuples, ways = self._sources[number].tuples, self._n_ways[number]
-            rng = np.random.default_rng((self._seed, step, place))
-            examples.append(tuples.example(draw(tuples.row(row - starts[number]), ways, rng)))
-        return examples
-
-
 def unusable(row: Row, n_ways: int) -> str | None:
-    """Why a tuple is left out; None where it is not."""
+    """Why a tuple is left out; None where it is not. What is learnt is a label, so scores do not count."""
     if row.n_positives < 1:
         return "without positive"
     if len(row.documents) - row.n_positives < n_ways - 1:
@@ -213,13 +163,9 @@ def unusable(row: Row, n_ways: int) -> str | None:
 
 
 def pairs_of(examples: Sequence[Example], reader: PairReader) -> Pairs:
-    """Pairs of each query with each of its documents, those of a query side by side.
-
-    Sources may differ in their ways, and left-overs of several may share a batch: the fewest ways hold.
-    """
-    ways = min(len(example.documents) for example in examples)
-    queries = [example.query for example in examples for _ in range(ways)]
-    return reader.pairs(queries, [text for example in examples for text in example.documents[:ways]])
+    """Pairs of each query with each of its documents, those of a query side by side."""
+    queries = [example.query for example in examples for _ in example.documents]
+    return reader.pairs(queries, [text for example in examples for text in example.documents])
 
 
 def parts(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
@@ -296,12 +242,6 @@ def listwise_loss(logits: Tensor) -> Tensor:
         logits: (n_queries, n_ways) float32.
     """
     return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-
-
-def linear_decay(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise over a share of the steps, then a linear fall to 0."""
-    rising = warmup * steps
-    return min((step + 1) / max(rising, 1.0), (steps - step) / max(steps - rising, 1.0), 1.0)
 
 
 def write(folder: Path, model: Any, subwords: JapaneseWordPiece) -> None:
