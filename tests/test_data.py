@@ -545,6 +545,26 @@ def test_tuples_part_by_source_and_keep_their_order() -> None:
     assert parts[0].by_source() == []
 
 
+def test_tuples_of_one_source_the_first_of_them_and_a_sample() -> None:
+    stored = [rows(f"p{i % 5}", source="湖" if i % 3 else "山") for i in range(60)]
+    texts: dict[str, Any] = {"name": "own", "queries": QUESTIONS, "corpus": PASSAGES}
+
+    def places(**choice: Any) -> list[int]:
+        return Tuples(stored, **texts, **choice)._order.tolist()
+
+    lakes = [i for i in range(60) if i % 3]
+    assert places(source="湖") == lakes
+    assert places(source="湖", limit=7) == lakes[:7]
+    drawn = places(source="湖", sample=7)
+    assert drawn == places(source="湖", sample=7) == sorted(set(drawn) & set(lakes))
+    assert len(drawn) == 7
+    assert drawn != lakes[:7]
+    assert set(places(limit=20, sample=5)) < set(range(20))
+    assert places(sample=100) == list(range(60))
+    with pytest.raises(TrainingError, match="own: no tuple is of the source '海'. There are 山, 湖."):
+        places(source="海")
+
+
 def test_a_limited_run_reads_no_more(tmp_path: Path) -> None:
     class Counted(Sequence[Row]):
         n_read = 0
@@ -608,6 +628,8 @@ def test_data_of_inline_texts(data: Path, spec: str) -> None:
         ("tuples={}/inline.jsonl,limit=0", "limit is '0'; expected a whole number of at least 1"),
         ("tuples={}/inline.jsonl,limit=1.5", "limit is '1.5'"),
         ("tuples={}/inline.jsonl,n-ways=-2", "n-ways is '-2'"),
+        ("tuples={}/inline.jsonl,sample=x", "sample is 'x'"),
+        ("tuples={}/inline.jsonl,source=海", "no tuple is of the source '海'"),
     ],
 )
 def test_data_that_cannot_be_understood(data: Path, spec: str, message: str) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
@@ -27,7 +26,6 @@ from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.files import WEIGHTS_FILE
 from training import average, distill
 from training.comparison import Scores, compared, markdown
-from training.data import packed, read_json_lines
 from training.dev import DevSet
 from training.options import Limit, TrainingError, console, limited, run
 from training.state import claim, digest
@@ -196,24 +194,12 @@ class Study:
         own: dict[str, Any] = {"steps": steps, "seed": seed, "limit": self._limit, "device": self._device}
         own |= {
             "checkpoint_every": steps // n if n else 0,
-            "data": [self.spec_of(t) for t in variant.options["data"]],
+            "data": [
+                ",".join(f"{key}={value}" for key, value in table.items())
+                for table in variant.options["data"]
+            ],
         }
         return {**variant.options, **own}
-
-    def spec_of(self, table: Mapping[str, Any]) -> str:
-        """A data spec as the command line has it; a part of a file is written to a file of its own."""
-        settings = dict(table)
-        source, sample = settings.pop("source", None), settings.pop("sample", None)
-        if source is not None or sample is not None:
-            tuples = Path(settings["tuples"])
-            name = f"{_digest_of([digest([packed(tuples)]), source, sample])}.jsonl"
-            settings["tuples"] = self.folder / "tuples" / name
-            if not settings["tuples"].exists():
-                rows = [row for row in read_json_lines(tuples) if source in (None, row.get("source"))]
-                drawn = np.random.default_rng(FIRST_SEED).permutation(len(rows))[:sample]
-                lines = "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(drawn))
-                write_whole(settings["tuples"], lines)
-        return ",".join(f"{key}={value}" for key, value in settings.items())
 
     def inputs_of(self, variant: Variant) -> dict[str, str]:
         """Name -> digest of the local files that a run begins with: made anew, they are other runs."""

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -57,7 +57,8 @@ DOCUMENT_IDS_COLUMNS = ("document_ids", "doc_ids", "pids", "passage_ids", "docum
 SCORES_COLUMNS = ("scores", "score", "teacher_scores", "logits")
 _NUMBERED = re.compile(r".*[0-9]")
 BLOCK = 1_000  # rows of a dataset that are read at once
-DATA_KEYS = ("tuples", "queries", "corpus", "n-ways", "limit", "name")
+DATA_KEYS = ("tuples", "queries", "corpus", "n-ways", "source", "limit", "sample", "name")
+SAMPLE_SEED = 12345
 
 OnMissing = Literal["refuse", "skip"]
 Texts = Mapping[str, str]
@@ -214,7 +215,9 @@ class Tuples(Sequence[Example]):
         queries: Texts | None = None,
         corpus: Texts | None = None,
         on_missing: OnMissing = "refuse",
+        source: str | None = None,
         limit: int | None = None,
+        sample: int | None = None,
     ) -> None:
         """Take rows, and look whether their texts are there.
 
@@ -224,20 +227,36 @@ class Tuples(Sequence[Example]):
             queries: texts of their query ids.
             corpus: texts of their document ids.
             on_missing: a row whose query or document is not there is refused, or left out and counted.
-            limit: take the first rows only.
+            source: take the rows of this one alone.
+            limit: of them take the first ones only.
+            sample: of these draw so many, always the same ones.
 
         Raises:
-            TrainingError: an id is in neither, and `on_missing` refuses it.
+            TrainingError: no row is of that source; or an id has no text, and `on_missing` refuses it.
         """
         self.name = name
         self._rows, self._queries, self._corpus = rows, queries or {}, corpus or {}
-        missing = [self._missing(row) for row in islice(rows, limit)]
-        self._order: IntArray = np.flatnonzero([what is None for what in missing])  # always ascending
-        self.n_missing = len(missing) - len(self._order)
+        self._order: IntArray = np.arange(len(rows))[: limit if source is None else None]  # always ascending
+        if source is not None:
+            sources = [row.source for row in self._stored()]
+            self._order = np.flatnonzero([each == source for each in sources])[:limit]
+            if not len(self._order):
+                raise TrainingError(
+                    f"{name}: no tuple is of the source {source!r}. There are {', '.join(sorted(set(sources)))}."
+                )
+        if sample is not None and sample < len(self._order):
+            drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(self._order))[:sample]
+            self._order = self._order[np.sort(drawn)]
+        missing = [self._missing(row) for row in self._stored()]
+        there = np.array([what is None for what in missing], dtype=np.bool_)
+        asked, self._order = self._order, self._order[there]
+        self.n_missing = len(asked) - len(self._order)
         if self.n_missing and on_missing == "refuse":
-            row, what = next((i, what) for i, what in enumerate(missing, start=1) if what is not None)
+            row, what = next(
+                (i + 1, what) for i, what in zip(asked, missing, strict=True) if what is not None
+            )
             raise TrainingError(
-                f"{name}: {self.n_missing} of {len(missing)} tuples name texts that are not there, the first "
+                f"{name}: {self.n_missing} of {len(asked)} tuples name texts that are not there, the first "
                 f"in row {row}: {what}. Name the corpus and queries that they were made from, or pass "
                 "--on-missing skip."
             )
@@ -306,7 +325,8 @@ def read_data(spec: str, *, on_missing: OnMissing, limit: int | None) -> Source:
 
     Args:
         spec: a file of tuples with inline texts, or key=value pairs parted by commas: tuples (needed),
-            queries and corpus (as `read_texts` takes them), n-ways, limit, name (else that of the tuples).
+            queries and corpus (as `read_texts` takes them), n-ways, source, limit, sample (as `Tuples` takes
+            them), name (else that of the tuples).
         on_missing: what becomes of a tuple whose texts are not there.
         limit: take the first tuples only; the smaller of this and the spec's own holds.
 
@@ -321,7 +341,9 @@ def read_data(spec: str, *, on_missing: OnMissing, limit: int | None) -> Source:
         queries=read_texts(settings["queries"], "queries") if "queries" in settings else None,
         corpus=read_texts(settings["corpus"], "corpus") if "corpus" in settings else None,
         on_missing=on_missing,
+        source=settings.get("source"),
         limit=min(limits, default=None),
+        sample=_count(settings, "sample", spec),
     )
     return Source(tuples, _count(settings, "n-ways", spec))
 

@@ -82,7 +82,7 @@ class Losses:
 def main(
     base: Annotated[str, typer.Option(help="backbone of training.pretrain, or a ColBERT: folder or hub id")],
     data: Annotated[
-        list[str], typer.Option(help="tuples=…,queries=…,corpus=…[,n-ways=N][,limit=N][,name=S]")
+        list[str], typer.Option(help="FILE, or tuples=…,queries=…,corpus=…[,n-ways=N][,source=S][,sample=N]")
     ],
     out: Annotated[Path, typer.Option(help="folder of the ColBERT checkpoint")],
     dim: Annotated[int, typer.Option(help="of the projection; a ColBERT to go on with has its own")] = 128,

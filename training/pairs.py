@@ -3,7 +3,8 @@
     python -m training.pairs --beir DIR --beir DIR --weak DIR --out runs/mini/pairs
 
 Writes two folders in BEIR layout: OUT/train, and OUT/held of articles that are kept for measuring while
-training, so that no choice is made on a dev split. Only the train split of a BEIR folder is read, and a
+training, so that no choice is made on a dev split. In each, tuples.jsonl has the questions with their answers
+alone, to be held against the rest of a batch. Only the train split of a BEIR folder is read, and a
 passage of another split is refused.
 """
 
@@ -25,6 +26,7 @@ from training.options import Config, Limit, StageName, TrainingError, console, r
 from training.state import begin, claim
 
 SPLIT = "train"
+TUPLES_FILE = "tuples.jsonl"
 TRAIN_FOLDER, HELD_FOLDER = "train", "held"
 
 
@@ -136,21 +138,28 @@ def is_held(pair: Pair, share: float, seed: int) -> bool:
 
 
 def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:
-    """Write corpus.jsonl, queries.jsonl and qrels/train.tsv; ids begin with their source."""
+    """Write corpus.jsonl, queries.jsonl, qrels/train.tsv and tuples.jsonl; ids begin with their source."""
     new = folder.with_name(f".{folder.name}.new")
     (new / "qrels").mkdir(parents=True, exist_ok=True)
     documents: dict[str, str] = {}
     queries: dict[str, str] = {}
     qrels = ["query-id\tcorpus-id\tscore\n"]
+    answers: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         document_id, query_id = f"{pair.source}:{pair.document_id}", f"{pair.source}:{pair.query_id}"
         about = {"source": pair.source}
         documents[document_id] = _line(_id=document_id, title=pair.title, text=pair.text, metadata=about)
         queries[query_id] = _line(_id=query_id, text=pair.query, metadata=about)
         qrels.append(f"{query_id}\t{document_id}\t1\n")
+        answers.setdefault((query_id, pair.source), []).append(document_id)
     (new / "corpus.jsonl").write_text("".join(documents.values()), encoding="utf-8")
     (new / "queries.jsonl").write_text("".join(queries.values()), encoding="utf-8")
     (new / "qrels" / f"{SPLIT}.tsv").write_text("".join(qrels), encoding="utf-8")
+    tuples = [
+        _line(query_id=query_id, document_ids=ids, n_positives=len(ids), source=source)
+        for (query_id, source), ids in answers.items()
+    ]
+    (new / TUPLES_FILE).write_text("".join(tuples), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between its two folders
     new.rename(folder)
 

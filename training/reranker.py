@@ -54,7 +54,7 @@ INPUT_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
 def main(
     base: Annotated[str, typer.Option(help="backbone of training.pretrain: folder or hub id")],
     data: Annotated[
-        list[str], typer.Option(help="tuples=…,queries=…,corpus=…[,n-ways=N][,limit=N][,name=S]")
+        list[str], typer.Option(help="FILE, or tuples=…,queries=…,corpus=…[,n-ways=N][,source=S][,sample=N]")
     ],
     out: Annotated[Path, typer.Option(help="folder of the cross-encoder")],
     n_ways: Annotated[int, typer.Option(min=2, help="documents of a query: one answers it")] = 8,

@@ -1,23 +1,20 @@
 """A set of variants of a training stage, as its file has it.
 
-    question = "Which loss?"
-    source = "JaColBERTv2.5, Table 3"
-    recipe = "../mini.toml"         # from which all variants have their settings; --config names another
-    stage = "distill"               # of that recipe, whose step is distill
-    dev = ["${OUT}/pairs/held@train"]       # BEIR folders and splits to score on; ${…} as in that recipe
-    n-checkpoints = 10              # to write while training, the last one among them; for averages
-    [options]                       # of training.distill, in place of the stage's
-    kl = 1.0
-    [[variant]]                     # the first is what the others are compared with
-    name = "MarginMSE"
-    paper = [0.583, 0.827, 0.672, 0.699]    # JQaRA nDCG@10, MRR@10; MIRACL-small-ja nDCG@10, Recall@5
-    options.kl = 0.0
-    search = "none"                 # rule of query augmentation while searching; else as it is stored
-    average = { last = 4 }          # score the mean of so many last checkpoints; more keys: training.average
-    use = "ema"                     # score that folder of the run
-
-Tables of `options.data` may have two keys more: source, for tuples of that source alone; and sample, for so
-many of them, drawn by a seed.
+question = "Which loss?"
+source = "JaColBERTv2.5, Table 3"
+recipe = "../mini.toml"         # from which all variants have their settings; --config names another
+stage = "distill"               # of that recipe, whose step is distill
+dev = ["${OUT}/pairs/held@train"]       # BEIR folders and splits to score on; ${…} as in that recipe
+n-checkpoints = 10              # to write while training, the last one among them; for averages
+[options]                       # of training.distill, in place of the stage's
+kl = 1.0
+[[variant]]                     # the first is what the others are compared with
+name = "MarginMSE"
+paper = [0.583, 0.827, 0.672, 0.699]    # JQaRA nDCG@10, MRR@10; MIRACL-small-ja nDCG@10, Recall@5
+options.kl = 0.0
+search = "none"                 # rule of query augmentation while searching; else as it is stored
+average = { last = 4 }          # score the mean of so many last checkpoints; more keys: training.average
+use = "ema"                     # score that folder of the run
 """
 
 from __future__ import annotations
@@ -173,9 +170,6 @@ def _check(plan: Plan, path: Path) -> None:
             raise TrainingError(f"{where}: training.distill has no {', '.join(unknown)}.")
         if own := sorted(variant.changed.keys() & set(OWN_OPTIONS)):
             raise TrainingError(f"{where}: {', '.join(own)} cannot be varied: a study sets it for all.")
-        for table in variant.options["data"]:
-            if table["tuples"].startswith(HUB) and {"source", "sample"} & table.keys():
-                raise TrainingError(f"{where}: source and sample are of files; {table['tuples']} is none.")
         if variant.average is not None and not 1 <= variant.average.get("last", 0) <= plan.n_checkpoints:
             raise TrainingError(
                 f"{where}: average.last is {variant.average.get('last')}; expected 1 to n-checkpoints, "
