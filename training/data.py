@@ -241,9 +241,8 @@ class Tuples(Sequence[Example]):
             sources = [row.source for row in self._stored()]
             self._order = np.flatnonzero([each == source for each in sources])[:limit]
             if not len(self._order):
-                raise TrainingError(
-                    f"{name}: no tuple is of the source {source!r}. There are {', '.join(sorted(set(sources)))}."
-                )
+                there_are = ", ".join(sorted(set(sources)))
+                raise TrainingError(f"{name}: no tuple is of the source {source!r}. There are {there_are}.")
         if sample is not None and sample < len(self._order):
             drawn = np.random.default_rng(SAMPLE_SEED).permutation(len(self._order))[:sample]
             self._order = self._order[np.sort(drawn)]
