@@ -272,6 +272,11 @@ def test_reasons() -> None:
     assert unusable(row(1, scores=(2.0,)), 1) is None  # one document has nothing to be ordered
     assert unusable(row(3, 0), 3) == "without positive"
     assert unusable(row(3, 0, scores=(1.0, 2.0, 3.0)), 3) is None  # a teacher needs no label
+    assert unusable(row(5, scores=(1.0, 0.0, 0.0, 0.0, 2.0)), 3) is None
+    # Of more than are wanted, those of one score may be drawn.
+    assert unusable(row(5, scores=(0.0, 0.0, 0.0, 1.0, 2.0)), 3) == "of constant scores"
+    assert unusable(row(5, 0, scores=(0.0, 0.0, 1.0, 0.0, 2.0)), 3) == "of constant scores"
+    assert unusable(row(5, 0, scores=(0.0, 0.0, 1.0, 1.0, 2.0)), 3) is None
     same = Row("q", ("d", "d", "d"), (1.0, 2.0, 3.0), 1, "", inline=False)
     assert unusable(same, 3) == "of one document"
     assert unusable(same, 1) is None

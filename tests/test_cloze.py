@@ -48,6 +48,25 @@ def test_pairs_are_a_sentence_and_its_surroundings(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "few.jsonl")) == 3
 
 
+def test_passages_that_are_kept_for_measuring_are_left_out(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text", PARAGRAPHS)
+    held = tmp_path / "held"
+    held.mkdir()
+    # Written otherwise, and within a longer one.
+    passage = PARAGRAPHS[2].replace("3776", "3776").replace("標高", "また、標高")
+    row = {"_id": "1", "title": "", "text": passage}
+    (held / "corpus.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    args = ["--text", text, "--pairs", 50]
+    command(cloze.main, *args, "--out", tmp_path / "all.jsonl")
+    command(cloze.main, *args, "--without", held, "--out", tmp_path / "some.jsonl")
+    assert "富士山" in (tmp_path / "all.jsonl").read_text(encoding="utf-8")
+    kept = (tmp_path / "some.jsonl").read_text(encoding="utf-8")
+    assert "琵琶湖" in kept
+    assert not any(word in kept for word in ("富士山", "信仰", "山小屋"))
+    with pytest.raises(TrainingError, match=r"without \[\] -> \["):
+        command(cloze.main, *args, "--without", held, "--out", tmp_path / "all.jsonl")
+
+
 def test_a_paragraph_on_something_else_is_no_answer() -> None:
     lake, also_lake, mountain = PARAGRAPHS[:3]
     others = {document for n in range(40) for _, document in cloze.drawn([lake, mountain], 2, (n,))}

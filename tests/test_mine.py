@@ -355,9 +355,11 @@ def test_a_finished_run_does_nothing_and_a_second_one_is_refused(
     mined(data, out)
     before = out.stat().st_mtime_ns
     shutil.rmtree(data)  # not even read
-    mined(data, out, seed=3)
+    mined(data, out)
     assert out.stat().st_mtime_ns == before
     assert f"{out} is finished: nothing to do." in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="begun with other settings: seed 12345 -> 3"):
+        mined(data, out, seed=3)
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

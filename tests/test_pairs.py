@@ -56,6 +56,18 @@ def test_a_run_goes_on_after_a_kill_between_its_folders(
     assert not list(out.glob(".*.new"))
 
 
+def test_tuples_are_questions_with_their_answers(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "d", [("q0", "p0", 1), ("q0", "p1", 2), ("q0", "p2", 0), ("q3", "p3", 1)])
+    pairs.main(beir=[data], out=tmp_path / "o", held=0.0)
+    lines = (tmp_path / "o" / "train" / pairs.TUPLES_FILE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"query_id": "d:q0", "document_ids": ["d:p0", "d:p1"], "n_positives": 2, "source": "d"},
+        {"query_id": "d:q3", "document_ids": ["d:p3"], "n_positives": 1, "source": "d"},
+    ]
+    with pytest.raises(TrainingError, match="begun with other settings: held 0.0 -> 0.5"):
+        pairs.main(beir=[data], out=tmp_path / "o", held=0.5)
+
+
 def test_rows_of_no_text_are_named(tmp_path: Path) -> None:
     for n, judged in enumerate([("q99", "p1", 1), ("q1", "p99", 1)]):
         data = write_beir(tmp_path / f"d{n}", [("q0", "p0", 1), judged])

@@ -22,6 +22,7 @@ from training import prepare, recipe
 from training.data import DATA_KEYS, read_texts
 from training.mine import METHODS
 from training.options import Stage, TrainingError, read_recipe
+from training.pairs import TUPLES_FILE
 from training.variants import FOLDER, read_set
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,8 @@ def written(stage: Stage) -> set[str]:
     """Files and folders that a stage leaves for others."""
     out, options = stage.options["out"], stage.options
     if stage.step == "pairs":
-        return {f"{out}/train"} | ({f"{out}/held"} if "beir" in options else set())
+        held = {f"{out}/held"} if "beir" in options else set()
+        return {f"{out}/train", f"{out}/train/{TUPLES_FILE}"} | held
     found = {out}
     if stage.step == "distill":
         every, steps = options.get("checkpoint_every", 2_000), options["steps"]
@@ -202,9 +204,9 @@ def test_the_main_run_is_that_of_the_paper() -> None:
 
 def test_post_training_is_that_of_table_6() -> None:
     post, more = (stage_of("jacolbert-v2.5", name) for name in ("post", "post-mmarco"))
-    counts = {table["name"]: table["limit"] for table in more["data"]}
+    counts = {table["name"]: table["sample"] for table in more["data"]}
     assert counts == {"miracl": 115_365, "jqara": 35_733, "jagovfaqs": 28_902, "mmarco": 18_000}
-    assert sum(table["limit"] for table in post["data"]) == 180_000
+    assert sum(table["sample"] for table in post["data"]) == 180_000
     assert post["data"] == more["data"][:3]
     for stage, n_tuples in ((post, 180_000), (more, 198_000)):
         assert stage["steps"] == n_tuples // stage["batch"]

@@ -124,7 +124,10 @@ def test_it_is_what_transformers_loads(trained: Path) -> None:
 
 def test_a_finished_one_is_left_as_it_is(backbone: Path, mined: Path, trained: Path) -> None:
     before = (trained / "model.safetensors").stat().st_mtime_ns
-    train(backbone, mined, trained, "--steps", 999)
+    args = ["--batch", 16, "--steps", 120, "--learning-rate", 0.003, "--save-every", 50]
+    train(backbone, mined, trained, *args)
+    with pytest.raises(TrainingError, match="begun with other settings: steps 120 -> 999"):
+        train(backbone, mined, trained, *args, "--steps", 999)
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
 
 

@@ -387,6 +387,8 @@ def test_contrast_makes_a_model_that_the_library_loads(backbone: Path, tmp_path:
     assert any((tmp_path / "model" / "events").iterdir())
     before = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
     command(distill.main, *args, "--steps", 60)  # finished: nothing to do
+    with pytest.raises(TrainingError, match="other settings: steps 60 -> 61"):
+        command(distill.main, *args, "--steps", 61)
     assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -453,6 +455,8 @@ def test_a_loss_that_teaches_nothing_is_refused(backbone: Path, tmp_path: Path) 
     args = ["--base", backbone, "--data", data, "--out", tmp_path / "m", *SMALL, "--n-ways", 2]
     with pytest.raises(TrainingError, match="min-max normalisation makes 0 and 1"):
         command(distill.main, *args)
+    with pytest.raises(TrainingError, match="nothing that is asked for learns from them"):
+        command(distill.main, *args, "--kl", 0)
 
 
 def test_a_run_leaves_the_process_as_it_was(backbone: Path, tmp_path: Path) -> None:
@@ -495,8 +499,7 @@ def difference(before: dict, one: dict, other: dict) -> float:
     return float(np.sqrt(apart / moved))
 
 
-def test_two_ranks_equal_one(exact: tuple[list, Path, dict, dict]) -> None:
-    args, folder, before, one = exact
+def run_two_ranks(args: list, out: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -506,11 +509,32 @@ def test_two_ranks_equal_one(exact: tuple[list, Path, dict, dict]) -> None:
             "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        line = [sys.executable, "-m", "training.distill", *map(str, args), "--out", str(folder / "two")]
+        line = [sys.executable, "-m", "training.distill", *map(str, args), "--out", str(out)]
         processes.append(subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True))
     for process in processes:
         assert process.wait(timeout=300) == 0, process.stderr.read()
+
+
+def test_two_ranks_equal_one(exact: tuple[list, Path, dict, dict]) -> None:
+    args, folder, before, one = exact
+    run_two_ranks(args, folder / "two")
     assert difference(before, one, weights_of(folder / "two")) <= 1e-6
+
+
+@pytest.mark.parametrize("negatives", ["own", "in-batch", "all"])
+def test_negatives_are_those_of_all_ranks(
+    exact: tuple[list, Path, dict, dict], negatives: str, tmp_path: Path
+) -> None:
+    args, _, before, _ = exact
+    rows = [row | {"n_positives": int(i % 5 > 0)} for i, row in enumerate(scored_rows(50, 4))]
+    data = write_rows(tmp_path / "some-labelled.jsonl", rows)
+    args = [*args, "--data", data, "--contrast", 1, "--negatives", negatives, "--steps", 5]
+    command(distill.main, *args, "--out", tmp_path / "one")
+    run_two_ranks(args, tmp_path / "two")
+    one = weights_of(tmp_path / "one")
+    assert difference(before, one, weights_of(tmp_path / "two")) <= 1e-6
+    command(distill.main, *args, "--contrast", 0, "--out", tmp_path / "without")
+    assert difference(before, one, weights_of(tmp_path / "without")) > 0.1
 
 
 @pytest.mark.parametrize("micro", [1, 3])
@@ -542,6 +566,15 @@ def test_a_killed_run_equals_an_unbroken_one(
     assert difference(before, one, weights_of(folder / "killed")) <= 1e-6
     steps = [row["step"] for row in rows_of(folder / "killed" / "metrics.jsonl")]
     assert steps == list(range(1, 21))
+
+
+def test_a_running_mean_is_of_the_weights_to_use(backbone: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    data = write_rows(tmp_path / "scored.jsonl", scored_rows(40, 4))
+    command(distill.main, "--base", backbone, "--data", data, *EXACT, "--ema", 1e-12, "--out", tmp_path / "m")
+    last, running = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "m/ema"))
+    assert all(torch.allclose(last[key], running[key], atol=1e-6) for key in last)
 
 
 def test_checkpoints_have_the_weights_to_use(backbone: Path, tmp_path: Path) -> None:

@@ -252,12 +252,22 @@ def unusable(row: Row, n_ways: int) -> str | None:
     if len(row.documents) > n_ways and len(row.documents) - row.n_positives < n_ways - 1:
         return "too few negatives"
     if n_ways > 1 and len(set(row.documents)) == 1:
-        return "of one document"  # a row of equal scores has no finite gradient under min-max
-    if row.scores is not None and n_ways > 1 and max(row.scores) == min(row.scores):
+        return "of one document"  # under min-max a row of equal scores has a gradient of some 1e7
+    if row.scores is not None and n_ways > 1 and may_be_constant(row.scores, row.n_positives, n_ways):
         return "of constant scores"
     if row.scores is None and row.n_positives < 1:
         return "without positive"
     return None
+
+
+def may_be_constant(scores: Sequence[float], n_positives: int, n_ways: int) -> bool:
+    """Whether `draw` may take documents whose scores are all the same."""
+    if len(scores) == n_ways:
+        return max(scores) == min(scores)
+    counts = Counter(scores[n_positives:])
+    if n_positives:
+        return any(counts[score] >= n_ways - 1 for score in scores[:n_positives])
+    return max(counts.values()) >= n_ways
 
 
 def draw(row: Row, n_ways: int, rng: np.random.Generator) -> Row:

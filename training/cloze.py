@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +23,17 @@ from rich.progress import track
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.sentences import sentences
 from jacolbert_rag.encode.words import WordSegmenter
+from training.data import read_json_lines
 from training.options import Config, Limit, StageName, TrainingError, console, run
 from training.pretrain import read_lines, read_shares, share_of, text_files
-from training.state import begin, claim
+from training.state import begin, claim, hold
 
 MIN_QUERY, MAX_QUERY = 12, 120  # characters of a sentence
 MIN_DOCUMENT, MAX_DOCUMENT = 60, 400  # characters; the network reads some 250 tokens
 MIN_LEFT = 4  # characters of content words that a query keeps
 MIN_SHARED = 3  # content words of two letters or more that a paragraph shares with one that goes on with it
 NEXT = 0.5  # of the documents are the paragraph that follows
+WINDOW = 24  # characters, by which passages that are to be left out are known
 KEPT, ALL_OUT = 0.3, 0.4  # of the queries stay whole; lose all common words; the others lose each with 1/2
 
 _CONTENT = re.compile(r"[一-鿿㐀-䶿々ァ-ヺーA-Za-z0-9]")  # what particles and endings lack
@@ -42,6 +44,9 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON lines to write")],
     pairs: Annotated[int, typer.Option(min=1, help="pairs to draw, over all files")] = 300_000,
     weights: Annotated[str, typer.Option(help="share of each file to use, PREFIX=SHARE,…; 1 else")] = "",
+    without: Annotated[
+        list[Path] | None, typer.Option(help="BEIR folder whose passages are left out; may be repeated")
+    ] = None,
     seed: int = 12345,
     limit: Limit = None,
     config: Config = None,
@@ -50,12 +55,18 @@ def main(
     """Write pairs of a sentence with its surroundings."""
     work = out.with_name(out.name + ".work")
     with claim(work):
-        if out.exists():
-            console.print(f"{out} is finished: nothing to do.")
-            return
         n_pairs = pairs if limit is None else min(pairs, limit)
-        begin(work, {"text": str(text), "pairs": n_pairs, "weights": weights, "seed": seed})
+        recipe = {
+            "text": str(text), "pairs": n_pairs, "weights": weights,
+            "without": [str(folder) for folder in without or []], "seed": seed,
+        }  # fmt: skip
+        if out.exists():
+            hold(work, recipe)
+            console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
+            return
         shares, files = read_shares(weights), text_files(text)
+        kept_out = {window for folder in without or [] for window in windows_of_corpus(folder)}
+        begin(work, recipe)
         size = {path: path.stat().st_size * share_of(path, shares) for path in files}
         new = out.with_name(f".{out.name}.new")
         n = 0
@@ -63,7 +74,8 @@ def main(
             for path in track(files, "cloze", console=console):
                 wanted = round(n_pairs * size[path] / sum(size.values()))
                 source = path.name.split(".")[0]
-                for query, document in drawn(list(read_lines(path)), wanted, (seed, n)):
+                lines = [line for line in read_lines(path) if not overlaps(line, kept_out)]
+                for query, document in drawn(lines, wanted, (seed, n)):
                     row = {"query": query, "passages": [document], "source": source}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     n += 1
@@ -71,6 +83,19 @@ def main(
             raise TrainingError(f"{text} has no paragraph of {MIN_DOCUMENT} characters or more.")
         new.rename(out)
         console.print(f"{n:,} pairs written to {out}.")
+
+
+def windows_of_corpus(folder: Path) -> Iterator[str]:
+    """All windows of WINDOW characters of a corpus's passages."""
+    for row in read_json_lines(folder / "corpus.jsonl"):
+        text = clean(row["text"])
+        yield from (text[i : i + WINDOW] for i in range(len(text) - WINDOW + 1))
+
+
+def overlaps(paragraph: str, windows: Container[str]) -> bool:
+    """Whether a paragraph has some 1.5 windows, or more, in common with what they were taken of."""
+    text = clean(paragraph)
+    return any(text[i : i + WINDOW] in windows for i in range(0, len(text) - WINDOW + 1, WINDOW // 2))
 
 
 def drawn(paragraphs: Sequence[str], n: int, seed: tuple[int, ...]) -> Iterator[tuple[str, str]]:

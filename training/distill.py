@@ -41,7 +41,7 @@ from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
 from training.options import Config, Limit, StageName, TrainingError, limited, run
 from training.report import Report, console
-from training.state import begin, claim, load_more, load_state, published, save_state
+from training.state import begin, claim, hold, load_more, load_state, published, save_state, weights_digest
 
 PATIENCE = timedelta(hours=2)  # the other ranks wait while the first scores a dev set
 CHECKPOINTS_FOLDER, EMA_FOLDER, STATE_FOLDER = "checkpoints", "ema", "state"
@@ -67,7 +67,8 @@ class Losses:
         normalize: which scores are min-max-normalised in these two.
         contrast: weight of the cross-entropy of a query's answer among the negatives.
         negatives: "own" are those of its tuple; "in-batch" the documents of the batch's other queries, its
-            own left out as colbert-ai does, since they may be answers; "all" is both.
+            own left out as colbert-ai does, since they may be answers; "all" is both. The batch is that of
+            all ranks.
         temperature: of the contrast.
     """
 
@@ -152,6 +153,7 @@ def main(
         if ranks.first:
             stack.enter_context(claim(out))
         if (out / WEIGHTS_FILE).exists():
+            hold(out, recipe, changeable=("torch", "base_digest", "data_digest"))
             ranks.say(f"{out} is finished: nothing to do.")
             return
         # Model.
@@ -190,7 +192,8 @@ def main(
             )
 
         if ranks.first:  # when all has been read, so that a mistyped path does not stay in the recipe
-            begin(out, recipe | {"data_digest": batches.lessons.digest}, changeable=("torch",))
+            inputs = {"base_digest": weights_digest(base), "data_digest": batches.lessons.digest}
+            begin(out, recipe | inputs, changeable=("torch",))
 
         # Optimizer, and where the run was.
         stepper = make_optimizer(model, optimizer, learning_rate, math.ceil(warmup * steps), weight_decay)
@@ -214,7 +217,7 @@ def main(
                 share = len(part.labelled) / len(learnt.labelled)
                 with attention(ranks.device):  # also in the backward pass, which may compute layers again
                     with lowered(precision, ranks.device):
-                        loss = share * batch_loss(model, part, losses, ranks.device, gradient_checkpointing)
+                        loss = share * batch_loss(model, part, losses, ranks, gradient_checkpointing)
                     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 value += loss.item()
             value = ranks.mean(value)
@@ -232,7 +235,8 @@ def main(
             scaler.update()
             stepper.zero_grad(set_to_none=True)
             if running is not None:
-                follow(running, model, ema)
+                with evaluated(stepper):
+                    follow(running, model, ema)
             step += 1
             rate = float(stepper.param_groups[0].get("scheduled_lr", stepper.param_groups[0]["lr"]))
             report.step(
@@ -274,11 +278,11 @@ class Ranks:
     @classmethod
     def from_environment(cls, device: str | None) -> Ranks:
         """This process; without torchrun it is alone."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if device is None:
-            local = os.environ.get("LOCAL_RANK", "0")
-            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        return cls(int(os.environ.get("RANK", "0")), world, torch.device(device))
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(rank, world, place)
 
     @property
     def first(self) -> bool:
@@ -313,6 +317,20 @@ class Ranks:
         torch.distributed.all_reduce(total)
         return float(total) / self.world
 
+    def gathered(self, documents: Tensor, kept: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents of all ranks, in the ranks' order; gradients go back to whose they are."""
+        if self.world == 1:
+            return documents, kept, keys
+        width = torch.tensor(documents.shape[1], device=self.device)
+        torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
+        more = int(width) - documents.shape[1]
+        documents = nn.functional.pad(documents, (0, 0, 0, more))
+        return (
+            _Gathered.apply(documents),  # type: ignore[no-untyped-call]
+            _gathered(nn.functional.pad(kept, (0, more)).to(torch.uint8)).bool(),
+            _gathered(keys),
+        )
+
     def average_gradients(self, model: nn.Module) -> None:
         """Give all ranks the mean of their gradients, in one exchange.
 
@@ -328,6 +346,28 @@ class Ranks:
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all ranks, whose gradients are the sums of what all ranks found."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.n = len(rows)
+        return _gathered(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous()
+        torch.distributed.all_reduce(total)
+        return total[torch.distributed.get_rank() * ctx.n :][: ctx.n]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Rows of all ranks, in the ranks' order."""
+    each = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(each, rows.contiguous())
+    return torch.cat(each)
 
 
 def start(base: str, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
@@ -358,7 +398,7 @@ def check_teachable(name: str, n_ways: int, scored: bool, losses: Losses) -> Non
     """
     if losses.contrast and (n_ways > 1 or losses.negatives != "own"):
         return
-    if not scored or n_ways == 1:
+    if not scored or n_ways == 1 or not (losses.kl or losses.margin_mse):
         raise TrainingError(
             f"The tuples of {name} have {'teacher' if scored else 'no'} scores and {n_ways} documents a "
             f"query, and nothing that is asked for learns from them: {losses}. Score them with "
@@ -422,13 +462,10 @@ def attention(device: torch.device) -> Iterator[None]:
 
 
 def batch_loss(
-    model: ColBERT, batch: Batch, losses: Losses, device: torch.device, gradient_checkpointing: bool = False
+    model: ColBERT, batch: Batch, losses: Losses, ranks: Ranks, gradient_checkpointing: bool = False
 ) -> Tensor:
-    """The weighted sum of losses over some queries.
-
-    Raises:
-        TrainingError: nothing is asked for that these tuples could teach.
-    """
+    """The weighted sum of losses over some queries; its mean over all ranks is the whole batch's."""
+    device = ranks.device
     queries, asked = embed(model, batch.queries, device, gradient_checkpointing)
     documents, kept = embed(model, batch.documents, device, gradient_checkpointing)
     n_queries, n_ways = batch.labelled.shape
@@ -441,33 +478,39 @@ def batch_loss(
             terms.append(losses.kl * distillation_loss(own, teacher, losses.normalize))
         if losses.margin_mse:
             terms.append(losses.margin_mse * margin_mse_loss(own, teacher, losses.normalize))
-    if losses.contrast and batch.labelled[:, 0].all():
+    if losses.contrast:
+        labelled = torch.from_numpy(batch.labelled).to(device)
         if losses.negatives == "own":
-            scores, positives, out = own, torch.zeros(n_queries, dtype=torch.long), batch.labelled
+            scores, positives, out = own, torch.zeros_like(labelled[:, 0], dtype=torch.long), labelled
         else:
-            scores = maxsim_padded(queries, asked, documents, kept)
-            positives = torch.arange(0, n_queries * n_ways, n_ways)
-            out = left_out(batch, with_own=losses.negatives == "in-batch")
-        relevant = torch.from_numpy(out).to(device)
-        terms.append(
-            losses.contrast * contrastive_loss(scores, positives.to(device), relevant, losses.temperature)
-        )
-    if not terms:  # left-overs of several sources that have nothing in common
-        return 0.0 * own.sum()
-    return torch.stack(terms).sum()
+            keys = torch.from_numpy(batch.keys).to(device)
+            everyones, theirs, all_keys = ranks.gathered(documents, kept, keys)
+            scores = maxsim_padded(queries, asked, everyones, theirs)
+            positives = (ranks.rank * n_queries + torch.arange(n_queries, device=device)) * n_ways
+            out = all_keys[None, :] == keys[::n_ways, None]
+            out |= left_out(labelled, len(all_keys), positives, with_own=losses.negatives == "in-batch")
+        # A tuple without a label has nothing to contrast, and makes no other count for more.
+        rows = labelled[:, 0]
+        if rows.any():
+            found = contrastive_loss(scores[rows], positives[rows], out[rows], losses.temperature)
+            terms.append(losses.contrast * rows.float().mean() * found)
+    # Left-overs of several sources may have nothing in common.
+    return torch.stack(terms).sum() if terms else 0.0 * own.sum()
 
 
-def left_out(batch: Batch, *, with_own: bool) -> Any:
-    """(b, b * n_ways) bool: documents that are no negatives of a query.
+def left_out(labelled: Tensor, n_documents: int, starts: Tensor, *, with_own: bool) -> Tensor:
+    """(b, n_documents) bool: documents of a query's tuple that are no negatives: its answers, or all.
 
-    Its answers and documents equal to its answer; `with_own`, all other documents of its tuple.
+    Args:
+        labelled: (b, n_ways) bool.
+        n_documents: of all ranks.
+        starts: (b,) int64 column of each tuple's first document.
+        with_own: all of its documents are.
     """
-    n_queries, n_ways = batch.labelled.shape
-    out = batch.keys[None, :] == batch.keys[::n_ways, None]
-    for i in range(n_queries):
-        own = slice(i * n_ways, (i + 1) * n_ways)
-        out[i, own] |= True if with_own else batch.labelled[i]
-    return out
+    columns = starts[:, None] + torch.arange(labelled.shape[1], device=starts.device)
+    own = torch.ones_like(labelled) if with_own else labelled
+    out = torch.zeros(len(labelled), n_documents, dtype=torch.bool, device=starts.device)
+    return out.scatter(1, columns, own)
 
 
 def embed(

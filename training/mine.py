@@ -25,7 +25,7 @@ from rich.progress import track
 from jacolbert_rag.datatypes import Document
 from training.data import packed, read_json_lines, read_qrels
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import begin, claim, digest
+from training.state import begin, claim, digest, hold, weights_digest
 
 SHINGLE = 8  # characters
 BLOCK = 512  # queries that are searched at once
@@ -59,22 +59,24 @@ def main(
         raise TrainingError(f"There is no method {', '.join(unknown)}; expected {', '.join(METHODS)}.")
     work = out.with_name(out.name + ".work")
     with claim(work):
+        recipe = {
+            "split": split, "method": list(method), "model": model, "depth": depth, "skip": skip,
+            "n_negatives": n_negatives, "tuples": tuples, "duplicate": duplicate, "seed": seed,
+            "limit": limit,
+        }  # fmt: skip
         if out.exists():
+            hold(work, recipe, changeable=("data", "model_digest"))
             console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
         files = [data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / f"{split}.tsv"]
         corpus = {row["_id"]: row for row in read_json_lines(files[0])}
         asked = {row["_id"]: row for row in read_json_lines(files[1])}
         answers, left_out = answered(read_qrels(files[2]), asked, corpus)
-        begin(
-            work,
-            {
-                "data": digest([packed(file) for file in files]), "split": split,
-                "method": list(method), "model": model, "depth": depth, "skip": skip,
-                "n_negatives": n_negatives, "tuples": tuples, "duplicate": duplicate, "seed": seed,
-                "limit": limit,
-            },
-        )  # fmt: skip
+        inputs = {
+            "data": digest([packed(file) for file in files]),
+            "model_digest": weights_digest(model or ""),
+        }
+        begin(work, recipe | inputs)
         ids = list(answers)[:limit]
         part = work / "part.jsonl"
         done = whole_lines(part)

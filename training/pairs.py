@@ -23,7 +23,7 @@ import typer
 
 from training.data import read_json_lines, read_qrels
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import begin, claim
+from training.state import begin, claim, hold
 
 SPLIT = "train"
 TUPLES_FILE = "tuples.jsonl"
@@ -61,7 +61,12 @@ def main(
 ) -> None:
     """Write training questions."""
     with claim(out):
+        recipe = {
+            "beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []],
+            "held": held, "seed": seed, "limit": limit,
+        }  # fmt: skip
         if (out / TRAIN_FOLDER).exists():
+            hold(out, recipe)
             console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
         names = Counter(folder.name for folder in beir or [])
@@ -77,8 +82,7 @@ def main(
             train += list(weak_pairs(folder))[:limit]
         if not train:
             raise TrainingError("There are no pairs. Name folders with --beir or --weak.")
-        recipe = {"beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []]}
-        begin(out, {**recipe, "held": held, "seed": seed, "limit": limit})
+        begin(out, recipe)
         if kept:
             write_beir(out / HELD_FOLDER, kept)
         write_beir(out / TRAIN_FOLDER, train)

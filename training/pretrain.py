@@ -39,7 +39,7 @@ from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.losses import vocabulary_loss
 from training.options import Config, Limit, StageName, TrainingError, console, limited, run
 from training.report import Report
-from training.state import begin, claim, load_state, save_state
+from training.state import begin, claim, hold, load_state, save_state
 
 # The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
 SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
@@ -89,6 +89,7 @@ def main(
     }  # fmt: skip
     with claim(out), without_denormals():
         if (out / WEIGHTS_FILE).exists():
+            hold(out, recipe, changeable=("steps", "torch"))
             console.print(f"{out} is finished: nothing to do.")
             return
         paragraphs = reader(text, weights, limit, seed)
@@ -128,7 +129,7 @@ def main(
                 step += 1
                 rate_now = learning_rate * factor
                 report.step(step, loss=loss.item(), learning_rate=rate_now, tokens=ids.numel())
-                if step % save_every == 0:
+                if step % save_every == 0 or step == steps:
                     report.flush()
                     save_state(out / STATE_FOLDER, model, optimizers, step)
         write_backbone(out, model, vocab)

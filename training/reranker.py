@@ -41,7 +41,7 @@ from training.data import Example, OnMissing, Row, read_data
 from training.options import Config, Limit, StageName, TrainingError, console, limited, run
 from training.pair_reader import PairReader, Pairs
 from training.report import Report
-from training.state import begin, claim, load_state, save_state
+from training.state import begin, claim, hold, load_state, save_state, weights_digest
 from training.teachers import n_positions, quiet_loading
 
 STATE_FOLDER = "state"
@@ -87,6 +87,7 @@ def main(
     }  # fmt: skip
     with claim(out), without_denormals():
         if (out / WEIGHTS_FILE).exists():
+            hold(out, recipe, changeable=("torch", "base_digest", "data_digest"))
             console.print(f"{out} is finished: nothing to do.", markup=False)
             return
         # Model.
@@ -106,7 +107,8 @@ def main(
         lessons = Lessons(sources, n_ways=n_ways, batch=batch, seed=seed, unusable=unusable)
         console.print(f"Tuples: {lessons.summary()}.", markup=False)
         # When all has been read, so that a mistyped path does not stay in the recipe.
-        begin(out, recipe | {"data_digest": lessons.digest}, changeable=("torch",))
+        inputs = {"base_digest": weights_digest(base), "data_digest": lessons.digest}
+        begin(out, recipe | inputs, changeable=("torch",))
 
         # Optimizer, and where the run was.
         learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]

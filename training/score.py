@@ -34,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.data import HUB, Example, OnMissing, Row, Texts, Tuples, packed, read_rows, read_texts
 from training.options import Config, Limit, StageName, TrainingError, console, run
 from training.shards import Shards, Worker, alone
-from training.state import begin, claim, digest
+from training.state import RECIPE_FILE, begin, claim, digest, hold
 from training.teachers import (
     DEFAULT_CROSS_ENCODER,
     MAX_LENGTH,
@@ -81,12 +81,18 @@ def main(
     stage: StageName = None,
 ) -> None:
     """Score tuples with one teacher or several."""
-    if out.exists():
-        console.print(f"{out} is finished: nothing to do. Remove it to score anew.", markup=False)
-        return
     # Settings.
     worker = Worker.of(part)
     wanted = [Wanted.of(spec) for spec in teacher]
+    asked = {
+        "asked": [each.settings for each in wanted], "normalize": normalize,
+        "bound_positives": bound_positives, "on_missing": on_missing, "limit": limit,
+    }  # fmt: skip
+    if out.exists():
+        slow = ("tuples", "queries", "corpus", "teachers", "shard")  # to find out, or of no influence
+        hold(out.parent, asked, changeable=slow, file=f"{out.name}.{RECIPE_FILE}")
+        console.print(f"{out} is finished: nothing to do. Remove it to score anew.", markup=False)
+        return
     if worker.n_workers > 1 and not worker.by_hand and device is None and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
@@ -118,10 +124,9 @@ def main(
         for each in wanted
     ]
     panel = Panel(wanted, loaded, normalize=normalize, bound=bound_positives)
-    recipe = {
+    recipe = asked | {
         "tuples": content_of(tuples, "tuples"), "queries": content_of(queries, "queries"),
-        "corpus": content_of(corpus, "corpus"), "teachers": panel.settings, "normalize": normalize,
-        "bound_positives": bound_positives, "shard": shard, "on_missing": on_missing, "limit": limit,
+        "corpus": content_of(corpus, "corpus"), "teachers": panel.settings, "shard": shard,
     }  # fmt: skip
 
     # Work.

@@ -41,6 +41,29 @@ def claim(folder: Path) -> Iterator[None]:
         yield
 
 
+def hold(
+    folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] = (), file: str = RECIPE_FILE
+) -> None:
+    """Refuse settings other than those that a run was begun with, as `begin` does, and write nothing.
+
+    Where the run is finished, `changeable` may name what takes long to find out, such as digests of its data.
+    """
+    path = folder / file
+    if not path.exists():
+        return
+    before, recipe = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(recipe))
+    changed = [
+        f"{key} {before.get(key)!r} -> {recipe.get(key)!r}"
+        for key in sorted(before.keys() | recipe.keys())
+        if before.get(key) != recipe.get(key) and key not in changeable
+    ]
+    if changed:
+        raise TrainingError(
+            f"{folder} was begun with other settings: {'; '.join(changed)}. Name another --out, or "
+            "remove that folder to begin anew."
+        )
+
+
 def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] = ()) -> None:
     """Write a run's settings; where it was begun before, hold them to those.
 
@@ -52,20 +75,9 @@ def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] 
     Raises:
         TrainingError: the run was begun with others.
     """
-    path = folder / RECIPE_FILE
+    hold(folder, recipe, changeable=changeable)
     recipe = json.loads(json.dumps(recipe))
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{key} {before.get(key)!r} -> {recipe.get(key)!r}"
-            for key in sorted(before.keys() | recipe.keys())
-            if before.get(key) != recipe.get(key) and key not in changeable
-        ]
-        if changed:
-            raise TrainingError(
-                f"{folder} was begun with other settings: {'; '.join(changed)}. Name another --out, or "
-                "remove that folder to begin anew."
-            )
+    path = folder / RECIPE_FILE
     new = path.with_suffix(".new")
     new.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     new.rename(path)
@@ -84,6 +96,12 @@ def published(folder: Path, last: str) -> Iterator[Path]:
             shutil.rmtree(target)
         path.rename(target)
     new.rmdir()
+
+
+def weights_digest(name: str) -> str:
+    """A digest of the weights in a folder; empty for the hub, whose names stand for themselves."""
+    path = Path(name).expanduser() / MODEL_FILE
+    return digest([path]) if path.is_file() else ""
 
 
 def digest(paths: Sequence[Path]) -> str:

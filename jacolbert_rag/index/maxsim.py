@@ -131,7 +131,9 @@ def maxsim_padded(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept
     """
     import torch
 
-    similarities = _wide(torch.einsum("qid,njd->qnij", queries, docs))
+    # Autocast would round to bfloat16, by some hundredths of what lies between the documents of a query.
+    with torch.autocast(queries.device.type, enabled=False):
+        similarities = _wide(torch.einsum("qid,njd->qnij", queries, docs))
     # The dtype's minimum, not 0: similarities may be negative, and padding must never win.
     floor = torch.finfo(similarities.dtype).min
     best = similarities.masked_fill(~docs_kept[None, :, None, :], floor).amax(-1)
