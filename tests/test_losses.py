@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jacolbert_rag.index.maxsim import maxsim_own
 from tests.golden.losses import SHAPES, load, load_info
 from training.losses import EPSILON, Normalize, distillation_loss, normalize_min_max, vocabulary_loss
+from training.maxsim import maxsim_own
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,9 @@ import torch
 from jacolbert_rag import InvalidInputError, TokenEmbeddings
 from jacolbert_rag.datatypes import offsets_of
 from jacolbert_rag.index import maxsim as module
-from jacolbert_rag.index.maxsim import maxsim, maxsim_many, maxsim_padded
+from jacolbert_rag.index.maxsim import maxsim, maxsim_many
+from training import maxsim as twin
+from training.maxsim import maxsim_padded
 
 
 def ragged(lengths: list[int], dim: int = 8, seed: int = 0, dtype=np.float32) -> TokenEmbeddings:
@@ -70,19 +72,43 @@ def test_many_queries_equal_one_by_one() -> None:
     assert maxsim_many(queries, docs) == pytest.approx(np.stack([maxsim(q, docs) for q in queries]), abs=1e-6)
 
 
-def test_padded_twin_is_equal() -> None:
+def padded(embeddings: TokenEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
+    width = int(embeddings.lengths.max())
+    out = torch.full((len(embeddings), width, embeddings.dim), 9.0)  # padding that would win
+    kept = torch.zeros(len(embeddings), width, dtype=torch.bool)
+    for i, tokens in enumerate(embeddings):
+        out[i, : len(tokens)], kept[i, : len(tokens)] = torch.from_numpy(tokens), True
+    return out, kept
+
+
+@pytest.mark.parametrize("cells", [1, 100, 1_000_000])
+def test_padded_twin_is_equal(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    monkeypatch.setitem(twin.MAX_CELLS, "cpu", cells)
     docs, queries = ragged([4, 1, 9]), ragged([2, 6, 3], seed=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach it
+        scores = maxsim_padded(*padded(queries), *padded(docs))
+    assert scores.dtype == torch.float32
+    assert scores.numpy() == pytest.approx(maxsim_many(queries, docs), abs=1e-5)
 
-    def padded(embeddings: TokenEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
-        width = int(embeddings.lengths.max())
-        out = torch.full((len(embeddings), width, embeddings.dim), 9.0)  # padding that would win
-        kept = torch.zeros(len(embeddings), width, dtype=torch.bool)
-        for i, tokens in enumerate(embeddings):
-            out[i, : len(tokens)], kept[i, : len(tokens)] = torch.from_numpy(tokens), True
-        return out, kept
 
-    scores = maxsim_padded(*padded(queries), *padded(docs)).numpy()
-    assert scores == pytest.approx(maxsim_many(queries, docs), abs=1e-5)
+@pytest.mark.parametrize("cells", [1, 100, 1_000_000])
+def test_gradients_of_the_padded_twin(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    monkeypatch.setitem(twin.MAX_CELLS, "cpu", cells)
+    (documents, kept), (questions, asked) = padded(ragged([4, 1, 9])), padded(ragged([2, 6, 3], seed=3))
+    asked[1, 2] = False  # within, as skipped tokens are
+    documents, questions = documents.double().requires_grad_(), questions.double().requires_grad_()
+    of_scores = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0], [0.25, 0.0, 1.0]], dtype=torch.float64)
+
+    similarities = torch.einsum("qid,njd->qnij", questions, documents)
+    best = similarities.masked_fill(~kept[None, :, None, :], -torch.inf).amax(-1)
+    naive = best.masked_fill(~asked[:, None, :], 0.0).sum(-1)
+    expected = torch.autograd.grad(naive, [questions, documents], of_scores)
+    found = maxsim_padded(questions, asked, documents, kept)
+    assert torch.allclose(found, naive, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(found, [questions, documents], of_scores), expected, strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-12)
 
 
 def test_memory_maps_are_read(tmp_path) -> None:

@@ -36,6 +36,13 @@ class Padded:
     attended: BoolArray
     kept: BoolArray
 
+    @property
+    def lengths(self) -> IntArray:
+        """(n_texts,) int64: positions of each text, padding left out."""
+        places = np.arange(1, self.ids.shape[1] + 1)
+        lengths: IntArray = ((self.attended | self.kept) * places).max(axis=1)
+        return lengths
+
 
 @dataclass(frozen=True)
 class Batch:

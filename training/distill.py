@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
@@ -31,20 +32,22 @@ from torch.utils.data import DataLoader
 
 from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.encode import checkpoint, formats
+from jacolbert_rag.encode.encoder import batches_by_length
 from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
 from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
-from jacolbert_rag.index.maxsim import maxsim_own, maxsim_padded
 from training.arithmetic import rate_factor, without_denormals
 from training.batches import Batch, Batches, Padded
 from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
+from training.maxsim import maxsim_own, maxsim_padded
 from training.options import Config, Limit, StageName, TrainingError, limited, run
 from training.report import Report, console
 from training.state import begin, claim, hold, load_more, load_state, published, save_state, weights_digest
 
 PATIENCE = timedelta(hours=2)  # the other ranks wait while the first scores a dev set
 CHECKPOINTS_FOLDER, EMA_FOLDER, STATE_FOLDER = "checkpoints", "ema", "state"
+TOKENS_PER_PASS = {"cpu": 4_096, "cuda": 65_536}  # padded ones
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -469,10 +472,12 @@ def batch_loss(
     queries, asked = embed(model, batch.queries, device, gradient_checkpointing)
     documents, kept = embed(model, batch.documents, device, gradient_checkpointing)
     n_queries, n_ways = batch.labelled.shape
-    own_documents = documents.view(n_queries, n_ways, *documents.shape[1:])
-    own = maxsim_own(queries, asked, own_documents, kept.view(n_queries, n_ways, -1))
+    scored = batch.scores is not None and n_ways > 1 and bool(losses.kl or losses.margin_mse)
+    if scored or losses.negatives == "own":
+        own_documents = documents.view(n_queries, n_ways, *documents.shape[1:])
+        own = maxsim_own(queries, asked, own_documents, kept.view(n_queries, n_ways, -1))
     terms = []
-    if batch.scores is not None and n_ways > 1:
+    if scored:
         teacher = torch.from_numpy(batch.scores).to(device, own.dtype)
         if losses.kl:
             terms.append(losses.kl * distillation_loss(own, teacher, losses.normalize))
@@ -495,7 +500,7 @@ def batch_loss(
             found = contrastive_loss(scores[rows], positives[rows], out[rows], losses.temperature)
             terms.append(losses.contrast * rows.float().mean() * found)
     # Left-overs of several sources may have nothing in common.
-    return torch.stack(terms).sum() if terms else 0.0 * own.sum()
+    return torch.stack(terms).sum() if terms else 0.0 * documents.sum()
 
 
 def left_out(labelled: Tensor, n_documents: int, starts: Tensor, *, with_own: bool) -> Tensor:
@@ -517,13 +522,21 @@ def embed(
     model: ColBERT, padded: Padded, device: torch.device, gradient_checkpointing: bool
 ) -> tuple[Tensor, Tensor]:
     """(n_texts, length, dim) embeddings with gradients, and (n_texts, length) bool of tokens that count."""
-    ids = torch.from_numpy(padded.ids).to(device, non_blocking=True)
-    attended = torch.from_numpy(padded.attended).to(device, non_blocking=True)
-    if gradient_checkpointing:
-        embedded = recomputed(model, ids, attended, use_reentrant=False)
-    else:
-        embedded = model(ids, attended)
-    return embedded, torch.from_numpy(padded.kept).to(device, non_blocking=True)
+    lengths, width = padded.lengths, padded.ids.shape[1]
+    found, order = [], []
+    # Texts of like length together: in one pass, half of what is computed would be padding.
+    for rows in batches_by_length(lengths, TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cuda"])):
+        longest = int(lengths[rows].max())
+        ids = torch.from_numpy(padded.ids[rows, :longest]).to(device)
+        attended = torch.from_numpy(padded.attended[rows, :longest]).to(device)
+        if gradient_checkpointing:
+            embedded = recomputed(model, ids, attended, use_reentrant=False)
+        else:
+            embedded = model(ids, attended)
+        found.append(nn.functional.pad(embedded, (0, 0, 0, width - longest)))
+        order.append(rows)
+    back = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+    return torch.cat(found)[back], torch.from_numpy(padded.kept).to(device)
 
 
 def make_optimizer(

@@ -1,4 +1,4 @@
-"""Exact late-interaction scores: ragged numpy for search, a padded torch twin for training."""
+"""Exact late-interaction scores of ragged documents; `training.maxsim` is the padded twin, with gradients."""
 
 from __future__ import annotations
 
@@ -115,64 +115,3 @@ def max_per_document(similarities: Tensor, offsets: IntArray) -> FloatArray:
     best.scatter_reduce_(0, rows[:, None].expand_as(similarities), similarities, "amax")
     found: FloatArray = best.cpu().numpy()
     return found
-
-
-def maxsim_padded(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
-    """Late-interaction scores with gradients, for training; equal to `maxsim_many`.
-
-    Args:
-        queries: (n_queries, q_tokens, dim), padded.
-        queries_kept: (n_queries, q_tokens) bool, False at padding; [MASK]s count.
-        docs: (n_docs, d_tokens, dim), padded.
-        docs_kept: (n_docs, d_tokens) bool, False at padding and skipped punctuation.
-
-    Returns:
-        (n_queries, n_docs) float32.
-    """
-    import torch
-
-    # Autocast would round to bfloat16, by some hundredths of what lies between the documents of a query.
-    with torch.autocast(queries.device.type, enabled=False):
-        similarities = _wide(torch.einsum("qid,njd->qnij", queries, docs))
-    # The dtype's minimum, not 0: similarities may be negative, and padding must never win.
-    floor = torch.finfo(similarities.dtype).min
-    best = similarities.masked_fill(~docs_kept[None, :, None, :], floor).amax(-1)
-    return best.masked_fill(~queries_kept[:, None, :], 0.0).sum(-1)
-
-
-def maxsim_own(queries: Tensor, queries_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
-    """Late-interaction scores of each query against documents of its own, with gradients.
-
-    Where many similarities would be held for the backward pass, they are computed again in it, a query at a
-    time: 16 queries of 32 documents hold 16 * 32 * 32 * 300 of them, 630 MB.
-
-    Args:
-        queries: (n_queries, q_tokens, dim), padded.
-        queries_kept: (n_queries, q_tokens) bool, False at padding; [MASK]s count.
-        docs: (n_queries, n_ways, d_tokens, dim), padded.
-        docs_kept: (n_queries, n_ways, d_tokens) bool, False at padding and skipped punctuation.
-
-    Returns:
-        (n_queries, n_ways) float32; float64 where the embeddings are.
-    """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    n_cells = queries.shape[0] * queries.shape[1] * docs.shape[1] * docs.shape[2]
-    rows = zip(queries, queries_kept, docs, docs_kept, strict=True)
-    if n_cells <= MAX_CELLS["cpu"]:
-        return torch.stack([_maxsim_of_one(*row) for row in rows])
-    scores = [checkpoint(_maxsim_of_one, *row, use_reentrant=False) for row in rows]
-    return torch.stack(scores)
-
-
-def _maxsim_of_one(query: Tensor, query_kept: Tensor, docs: Tensor, docs_kept: Tensor) -> Tensor:
-    """(n_ways,) scores of one query."""
-    return maxsim_padded(query[None], query_kept[None], docs, docs_kept)[0]
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least float32, in which maxima are compared and sums are taken."""
-    import torch
-
-    return values if values.dtype == torch.float64 else values.float()
