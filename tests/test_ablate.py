@@ -287,7 +287,7 @@ options.data = [{{ tuples = "${{OUT}}/scored.jsonl", sample = 6 }}]
         ("options.kl = 0.0", "options.seed = 3", "seed cannot be varied: a study sets it for all"),
         ("last = 2", "last = 3", "average.last is 3; expected 1 to n-checkpoints, 2"),
         ('name = "MarginMSE"', 'name = "KL"', "two variants have one name"),
-        ("nowhere.jsonl", "${WO}.jsonl", "names 'WO', which the recipe has no path for"),
+        ("nowhere.jsonl", "${WO}.jsonl", "names 'WO', which is not in"),
         ('question = "What counts?"', "", "lacks question"),
         ('stage = "main"', 'stage = "other"', "has 0 stages of the name 'other'"),
         ("[options]", "[options", "cannot be read"),

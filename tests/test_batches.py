@@ -20,9 +20,10 @@ from jacolbert_rag.datatypes import TokenBatch
 from jacolbert_rag.encode.tokens import Tokenizer
 from jacolbert_rag.encode.words import JapaneseWordPiece
 from tests.conftest import SENTENCES, tiny_vocab
-from training.batches import Batch, Batches, _epoch, _key, draw, pad_batch, rows_of_step, unusable
+from training.batches import Batch, Batches, _epoch, draw, pad_batch, rows_of_step, unusable
 from training.data import Row, Source, Tuples
 from training.options import TrainingError
+from training.state import hashed
 
 SETTINGS = EncoderConfig(dim=16, document_length=30, max_positions=128, query_length="fixed(16)")
 TOKENIZER = Tokenizer(JapaneseWordPiece(tiny_vocab()), SETTINGS)
@@ -182,7 +183,7 @@ def test_a_batch_holds_queries_with_their_documents() -> None:
             seen.append(i)
             assert batch.scores[n].tolist() == [10 * i, 10 * i + 1, 10 * i + 2]
             texts = [f"湖{i}の文書{j}。{SENTENCES[(i + j) % 10]}" for j in range(3)]
-            assert batch.keys[3 * n : 3 * n + 3].tolist() == [_key(text) for text in texts]
+            assert batch.keys[3 * n : 3 * n + 3].tolist() == [hashed(text) >> 1 for text in texts]
             expected = TOKENIZER.documents(texts)
             ids = batch.documents.ids[3 * n : 3 * n + 3]
             inside = [ids[j, : expected.lengths[j]].tolist() for j in range(3)]
@@ -448,8 +449,8 @@ def test_parts_are_the_batch() -> None:
 
 def test_keys_are_the_same_in_every_process() -> None:
     text = "琵琶湖は𠮷い\ud800"  # half a character, which has no UTF-8
-    code = f"from training.batches import _key; print(_key({text!r}), _key('湖'))"
+    code = f"from training.state import hashed; print(hashed({text!r}), hashed('湖'))"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.split() == [str(_key(text)), str(_key("湖"))]
-    assert _key("湖") != _key("湖 ")
+    assert done.stdout.split() == [str(hashed(text)), str(hashed("湖"))]
+    assert hashed("湖") != hashed("湖 ")

@@ -21,7 +21,7 @@ from tests.test_training import command, rows_of, write_beir
 from training import prepare, recipe
 from training.data import DATA_KEYS, read_texts
 from training.mine import METHODS
-from training.options import Stage, TrainingError, read_recipe
+from training.options import Stage, TrainingError, as_option, read_paths, read_recipe
 from training.pairs import TUPLES_FILE
 from training.variants import FOLDER, read_set
 
@@ -35,7 +35,7 @@ EACH = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def own_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the environment of whoever runs the tests changes a recipe."""
     for path in RECIPES:
-        for name in recipe.read_paths(path):
+        for name in read_paths(path):
             monkeypatch.delenv(name, raising=False)
 
 
@@ -92,11 +92,15 @@ def test_options_are_known_and_of_their_types(path: Path) -> None:
 def test_steps_take_their_stages(path: Path) -> None:
     for stage in read_recipe(path):
         context = taken(stage.step, ["--config", str(path), "--stage", stage.name])
-        for key, value in stage.options.items():
+        for key, value in as_option_values(stage).items():
             got = context.params[key]
             assert [str(v) for v in got] == value if isinstance(got, list) else str(got) == str(value)
         if stage.step == "mine":
             assert set(stage.options["method"]) <= set(METHODS)
+
+
+def as_option_values(stage: Stage) -> dict[str, Any]:
+    return {key: as_option(value) for key, value in stage.options.items()}
 
 
 def taken(step: str, args: list[str]) -> Any:
@@ -136,7 +140,7 @@ def test_stages_read_what_earlier_ones_wrote(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("OUT", "/OUT")
     there = {p for stage in stages_before(path) for p in written(stage)}
     for stage in read_recipe(path):
-        reads = {p for key, value in stage.options.items() if key != "out" for p in named(value)}
+        reads = {p for key, value in stage.options.items() if key != "out" for p in named(as_option(value))}
         assert reads <= there, f"{stage.name} reads {reads - there}"
         assert stage.options["out"].startswith("/OUT/")
         assert not written(stage) & there, f"{stage.name} writes over another"
@@ -195,7 +199,7 @@ def test_the_main_run_is_that_of_the_paper() -> None:
     assert main["steps"] * main["warmup"] == 2_500
     assert main["steps"] * main["batch"] == 3_200_000
     (data,) = main["data"]
-    paths = recipe.read_paths(RUN.parent / "jacolbert-v2.5.toml")
+    paths = read_paths(RUN.parent / "jacolbert-v2.5.toml")
     assert data["tuples"] == "${TUPLES}"
     assert paths["TUPLES"] == "hub:answerdotai/MMARCO-japanese-32-scored-triplets@M3_full_normalized"
     assert paths["CORPUS"] == "data/mmarco/japanese_collection.tsv"
@@ -537,8 +541,8 @@ def test_paths_are_those_that_stages_get(tmp_path: Path, monkeypatch: pytest.Mon
         if set_to is not None:
             monkeypatch.setenv("DATA", set_to)
         (stage,) = read_recipe(path)
-        assert stage.options["out"] == f"{recipe.read_paths(path)['OUT']}/a"
-    assert recipe.read_paths(path)["OUT"] == "/srv/run"
+        assert stage.options["out"] == f"{read_paths(path)['OUT']}/a"
+    assert read_paths(path)["OUT"] == "/srv/run"
 
 
 def test_stages_are_listed_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

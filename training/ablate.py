@@ -24,11 +24,13 @@ import typer
 
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.files import WEIGHTS_FILE
+from jacolbert_rag.errors import JaColBERTError
 from training import average, distill
 from training.comparison import Scores, compared, markdown
+from training.data import packed
 from training.dev import DevSet
-from training.options import Limit, TrainingError, console, limited, run
-from training.state import claim, digest
+from training.options import Limit, TrainingError, as_option, console, limited, run
+from training.state import claim, digest, write_json, write_whole
 from training.variants import Plan, Variant, by_parameter, read_set, set_file
 
 FIRST_SEED = 12345  # that of distill; each further run adds 1
@@ -117,8 +119,11 @@ class Study:
                     f"{self.plan.recipe.name} that write it."
                 )
             for name in self.plan.dev:
-                place, _, split = name.rpartition("@")
-                self._dev[f"{Path(place).name}@{split}"] = DevSet(Path(place), split, limit=self._dev_limit)
+                place, at, split = name.rpartition("@")
+                key = f"{Path(place).name}@{split}"
+                if not at or key in self._dev:
+                    raise TrainingError(f"dev {name!r}: expected FOLDER@SPLIT, each of another name.")
+                self._dev[key] = DevSet(Path(place), split, limit=self._dev_limit)
             seconds = None
             if steps is None:
                 assert minutes is not None
@@ -140,9 +145,7 @@ class Study:
                 for name, scores in self.one_seed(FIRST_SEED + n, steps).items():
                     found[name].append(scores)
                 result = self.result(about, found)
-                write_whole(
-                    self.out / f"{self.plan.name}.json", json.dumps(result, indent=2, ensure_ascii=False)
-                )
+                write_json(self.out / f"{self.plan.name}.json", result)
                 write_whole(self.out / f"{self.plan.name}.md", markdown(result))
         console.print(f"Tables: {self.out / self.plan.name}.json and .md", markup=False, soft_wrap=True)
 
@@ -177,9 +180,9 @@ class Study:
                 for variant, path in variants:
                     scores = self.scores_of(model, variant)
                     row = {"variant": variant.name, "seed": seed, "options": options[key], "scores": scores}
-                    write_whole(path, json.dumps(row, indent=2, ensure_ascii=False))
+                    write_json(path, row)
                     found[variant.name] = scores
-            except TrainingError as error:
+            except JaColBERTError as error:
                 if self.plan.variants[0].name in names:
                     raise
                 console.print(f"not run: {error}", style="red", markup=False, soft_wrap=True)
@@ -194,17 +197,14 @@ class Study:
         own: dict[str, Any] = {"steps": steps, "seed": seed, "limit": self._limit, "device": self._device}
         own |= {
             "checkpoint_every": steps // n if n else 0,
-            "data": [
-                ",".join(f"{key}={value}" for key, value in table.items())
-                for table in variant.options["data"]
-            ],
+            "data": as_option(variant.options["data"]),
         }
         return {**variant.options, **own}
 
     def inputs_of(self, variant: Variant) -> dict[str, str]:
         """Name -> digest of the local files that a run begins with: made anew, they are other runs."""
         files = [Path(variant.options["base"]) / WEIGHTS_FILE]
-        files += [Path(table["tuples"]) for table in variant.options["data"]]
+        files += [packed(Path(table["tuples"])) for table in variant.options["data"]]
         return {str(file): digest([file]) for file in files if file.is_file()}
 
     def scores_of(self, model: Path, variant: Variant) -> Scores:
@@ -232,7 +232,8 @@ class Study:
         Of three runs the first bears what is done once a process, and is not counted. Where steps are so
         short that noise is longer, a tenth of the run is taken for them.
         """
-        path = self.folder / "speed.json"
+        asked = [self.options_of(variant, FIRST_SEED, 1), self.inputs_of(variant)]
+        path = self.folder / f"speed-{_digest_of(asked)}.json"
         if not path.exists():
             folder, seconds = self.folder / "speed", []
             for steps in (1, 1, 1 + MEASURED_STEPS):
@@ -243,7 +244,7 @@ class Study:
                 seconds.append(time.monotonic() - started)
             shutil.rmtree(folder)
             each = max(seconds[2] - seconds[1], seconds[2] / 10) / MEASURED_STEPS
-            write_whole(path, json.dumps({"seconds_per_step": each}))
+            write_json(path, {"seconds_per_step": each})
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"])
 
     def result(self, about: Mapping[str, Any], found: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
@@ -318,14 +319,6 @@ def _digest_of(value: Any) -> str:
     """16 hex digits of JSON."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text + "\n" if not text.endswith("\n") else text, encoding="utf-8")
-    new.rename(path)
 
 
 if __name__ == "__main__":

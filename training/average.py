@@ -29,13 +29,13 @@ from torch import Tensor
 from jacolbert_rag.encode import checkpoint as checkpoints
 from jacolbert_rag.encode import formats
 from jacolbert_rag.encode.checkpoint import Checkpoint
-from jacolbert_rag.encode.files import WEIGHTS_FILE, has_weights, read_json, resolve_folder, write_json
+from jacolbert_rag.encode.files import WEIGHTS_FILE, has_weights, read_json, resolve_folder
 from jacolbert_rag.encode.model import ColBERT, WeightsMismatchError, load_backbone
 from jacolbert_rag.encode.tokens import has_tokenizer
 from jacolbert_rag.errors import CheckpointError
 from training.dev import MEASURES, DevSet, Precision
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import RECIPE_FILE, begin, claim, published
+from training.state import RECIPE_FILE, begin, claim, published, write_json
 
 SCORES_FILE, GREEDY_FILE, SWEEP_FILE = "scores.json", "greedy.json", "sweep.json"
 INTEGER_BUFFERS = ("position_ids", "token_type_ids")  # the reader has made floats of them
@@ -288,7 +288,7 @@ def remembered(path: Path, rows: Sequence[int], score: Callable[[Sequence[int]],
     key = ",".join(map(str, rows))
     if key not in known:
         known[key] = dict(score(rows))
-        write_whole(path, known)
+        write_json(path, known)
     found: Scores = known[key]
     return found
 
@@ -450,7 +450,7 @@ def write_greedy(path: Path, trials: Sequence[Trial], inputs: Sequence[Input], m
         {"checkpoint": inputs[t.row].name, "alone": t.alone, "together": t.together, "kept": t.kept}
         for t in trials
     ]
-    write_whole(path, {"measure": measure, "trials": rows})
+    write_json(path, {"measure": measure, "trials": rows})
     show(
         ["checkpoint", measure, "mean with it", "kept"],
         [[inputs[t.row].name, t.alone, t.together, "yes" if t.kept else "no"] for t in trials],
@@ -462,7 +462,7 @@ def write_sweep(path: Path, values: Sequence[Scores], inputs: Sequence[Input], m
     rows: list[dict[str, Any]] = [
         {"n": n, "from": inputs[-n].name, **scores} for n, scores in enumerate(values, start=1)
     ]
-    write_whole(path, {"measure": measure, "means": rows})
+    write_json(path, {"measure": measure, "means": rows})
     show(["last", "from", *MEASURES], [list(row.values()) for row in rows])
 
 
@@ -473,13 +473,6 @@ def show(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         cells = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row)
         table.add_row(*map(Text, cells))
     console.print(table)
-
-
-def write_whole(path: Path, values: Any) -> None:
-    """Write JSON beside, then rename."""
-    new = path.with_suffix(".new")
-    write_json(new, values)
-    new.rename(path)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jacolbert_rag.datatypes import BoolArray, FloatArray, IntArray, TokenBatch
 from jacolbert_rag.encode.tokens import Tokenizer
 from training.data import Example, Row, Source, Tuples
 from training.options import TrainingError
+from training.state import hashed
 
 N_DIGESTED = 1_000  # tuples of a source that its digest looks at
 
@@ -241,7 +242,7 @@ class Batches(Sequence[Batch]):
             documents=pad_batch(documents, pad, skipped=skipped),
             scores=np.array(scores) if scores else None,
             labelled=labelled,
-            keys=np.array([_key(text) for text in texts], dtype=np.int64),
+            keys=np.array([hashed(text) >> 1 for text in texts], dtype=np.int64),
             source=sources.pop() if len(sources) == 1 else "mixed",
             first=examples[0].id,
             n_tokens=len(queries.ids) + len(documents.ids),
@@ -334,10 +335,3 @@ def pad_batch(batch: TokenBatch, pad_id: int, *, skipped: frozenset[int] = froze
 
 def _rows(padded: Padded, rows: slice) -> Padded:
     return Padded(padded.ids[rows], padded.attended[rows], padded.kept[rows])
-
-
-def _key(text: str) -> int:
-    """The same number in every process, unlike `hash`."""
-    return int.from_bytes(
-        blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little", signed=True
-    )

@@ -115,14 +115,23 @@ def read_texts(name: str, kind: Kind) -> Texts:
         return _TsvTexts(path)
     if path.name.endswith((".tsv.gz", ".tsv.xz")):
         return dict(_tsv_rows(path))
-    texts: dict[str, str] = {}
+    return {id: _text_of(kind, row["text"], row.get("title")) for id, row in rows_by_id(path).items()}
+
+
+def rows_by_id(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of JSON lines with a text, packed or not, by their "_id" or "id".
+
+    Raises:
+        TrainingError: there is no such file, or a row lacks either.
+    """
+    rows: dict[str, dict[str, Any]] = {}
     for n, row in enumerate(read_json_lines(path), start=1):
         found = row if isinstance(row, dict) else {}
         id = found.get("_id", found.get("id"))
         if id is None or not isinstance(found.get("text"), str):
             raise TrainingError(f'{path}, row {n}: expected "_id" (or "id") and "text"; found {_keys(row)}.')
-        texts[str(id)] = _text_of(kind, found["text"], found.get("title"))
-    return texts
+        rows[str(id)] = found
+    return rows
 
 
 def _text_of(kind: Kind, text: str, title: str | None) -> str:
@@ -332,7 +341,7 @@ def read_data(spec: str, *, on_missing: OnMissing, limit: int | None) -> Source:
     Raises:
         TrainingError: the spec cannot be read, or what it names cannot.
     """
-    settings = _settings_of(spec)
+    settings = settings_of(spec)
     limits = [n for n in (limit, _count(settings, "limit", spec)) if n is not None]
     tuples = Tuples(
         read_rows(settings["tuples"]),
@@ -347,7 +356,7 @@ def read_data(spec: str, *, on_missing: OnMissing, limit: int | None) -> Source:
     return Source(tuples, _count(settings, "n-ways", spec))
 
 
-def _settings_of(spec: str) -> dict[str, str]:
+def settings_of(spec: str) -> dict[str, str]:
     """Key -> value of a data spec."""
     if "=" not in spec:
         return {"tuples": spec}

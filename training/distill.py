@@ -33,16 +33,16 @@ from torch.utils.data import DataLoader
 from jacolbert_rag.config import EncoderConfig
 from jacolbert_rag.encode import checkpoint, formats
 from jacolbert_rag.encode.encoder import batches_by_length
-from jacolbert_rag.encode.files import WEIGHTS_FILE, read_weights
-from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone
+from jacolbert_rag.encode.files import WEIGHTS_FILE, has_weights, read_weights, resolve_folder
+from jacolbert_rag.encode.model import ColBERT, Dense, load_backbone, n_positions
 from jacolbert_rag.encode.tokens import Tokenizer, load_subwords
 from training.arithmetic import rate_factor, without_denormals
 from training.batches import Batch, Batches, Padded
 from training.data import OnMissing, read_data
 from training.losses import Normalize, contrastive_loss, distillation_loss, margin_mse_loss
 from training.maxsim import maxsim_own, maxsim_padded
-from training.options import Config, Limit, StageName, TrainingError, limited, run
-from training.report import Report, console
+from training.options import Config, Limit, StageName, TrainingError, console, limited, run
+from training.report import Report
 from training.state import begin, claim, hold, load_more, load_state, published, save_state, weights_digest
 
 PATIENCE = timedelta(hours=2)  # the other ranks wait while the first scores a dev set
@@ -375,9 +375,9 @@ def _gathered(rows: Tensor) -> Tensor:
 
 def start(base: str, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer]:
     """The network and tokenizer to train: of a ColBERT, or a backbone under a new projection."""
-    folder = Path(base)
+    folder = resolve_folder(base, is_complete=has_weights)
     weights = {}
-    if folder.is_dir() and not (folder / formats.MODULES_FILE).is_file():
+    if has_weights(folder) and not (folder / formats.MODULES_FILE).is_file():
         weights = read_weights(folder)
     if not weights or formats.PROJECTION in weights:
         loaded = checkpoint.load(base, overrides={"document_length": document_length})
@@ -388,7 +388,7 @@ def start(base: str, dim: int, document_length: int) -> tuple[ColBERT, Tokenizer
     nn.init.orthogonal_(projection.linear.weight)  # keeps the distances as well as dim allows
     model = ColBERT(backbone, [projection])
     settings = EncoderConfig(
-        dim=dim, document_length=document_length, max_positions=config.max_position_embeddings
+        dim=dim, document_length=document_length, max_positions=n_positions(backbone) or document_length
     )
     return model, Tokenizer(load_subwords(folder), settings)
 

@@ -14,7 +14,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +22,9 @@ import typer
 from rich.progress import track
 
 from jacolbert_rag.datatypes import Document
-from training.data import packed, read_json_lines, read_qrels
+from training.data import packed, read_json_lines, read_qrels, rows_by_id
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import begin, claim, digest, hold, weights_digest
+from training.state import begin, claim, digest, hashed, hold, weights_digest
 
 SHINGLE = 8  # characters
 BLOCK = 512  # queries that are searched at once
@@ -69,8 +68,7 @@ def main(
             console.print(f"{out} is finished: nothing to do.", markup=False, soft_wrap=True)
             return
         files = [data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / f"{split}.tsv"]
-        corpus = {row["_id"]: row for row in read_json_lines(files[0])}
-        asked = {row["_id"]: row for row in read_json_lines(files[1])}
+        corpus, asked = rows_by_id(files[0]), rows_by_id(files[1])
         answers, left_out = answered(read_qrels(files[2]), asked, corpus)
         inputs = {
             "data": digest([packed(file) for file in files]),
@@ -201,7 +199,7 @@ def drawn(
         return all(overlap(own, answer) < duplicate for answer in known)
 
     offered = [[id for id in each if is_negative(id)] for each in candidates]
-    rng = np.random.default_rng((seed, _number(query_id)))
+    rng = np.random.default_rng((seed, hashed(query_id)))
     rows = []
     for _ in range(n_tuples):
         queues = [[each[i] for i in rng.permutation(len(each))] for each in offered]
@@ -255,11 +253,6 @@ def distinct(rows: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
         if frozenset(row) not in seen:
             seen.add(frozenset(row))
             yield row
-
-
-def _number(text: str) -> int:
-    """The same in every process, unlike `hash`."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,15 @@ class Stage:
     Attributes:
         name: unique in its recipe.
         step: the module of `training` that does it.
-        options: parameter -> value, paths filled in; a list stands for an option that is repeated.
+        options: parameter -> value, paths filled in; a list stands for an option that is repeated, a table
+            for one that is written key=value,… on the command line.
+        written: parameter -> value as the file has it.
     """
 
     name: str
     step: str
     options: Mapping[str, Any]
+    written: Mapping[str, Any]
 
 
 def read_recipe(path: Path) -> list[Stage]:
@@ -58,6 +61,37 @@ def read_recipe(path: Path) -> list[Stage]:
     Raises:
         TrainingError: it cannot be read, or a stage lacks a name or a step.
     """
+    paths, tables = read_paths(path), _content(path).get("stage", [])
+    stages = []
+    for n, table in enumerate(tables, start=1):
+        if not isinstance(table.get("step"), str) or not isinstance(table.get("name"), str):
+            raise TrainingError(f'{path}, stage {n}: "name" and "step" must be there, both strings.')
+        written = {
+            key.replace("-", "_"): value for key, value in table.items() if key not in ("step", "name")
+        }
+        where = f"{path}, stage {table['name']!r}"
+        options = {key: filled(value, paths, f"{where}, {key}") for key, value in written.items()}
+        stages.append(Stage(table["name"], table["step"], options, written))
+    names = [stage.name for stage in stages]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TrainingError(f"{path} has two stages of the name {_listed(twice)}. Give each its own.")
+    return stages
+
+
+def read_paths(path: Path) -> dict[str, str]:
+    """Name -> value of a recipe's [paths]; the environment wins.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    paths: dict[str, str] = {}
+    for name, value in _content(path).get("paths", {}).items():
+        paths[name] = os.environ.get(name) or str(filled(value, paths, f"{path}, {name}"))
+    return paths
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A recipe as TOML has it: one table of paths, a list of tables of stages."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -77,23 +111,7 @@ def read_recipe(path: Path) -> list[Stage]:
         raise TrainingError(
             f"{path}: expected one table [paths] and a [[stage]], in two brackets, for each step."
         )
-    paths: dict[str, str] = {}
-    for name, value in named.items():
-        paths[name] = os.environ.get(name) or str(_filled(value, paths, f"{path}, {name}"))
-    stages = []
-    for n, table in enumerate(tables, start=1):
-        if not isinstance(table.get("step"), str) or not isinstance(table.get("name"), str):
-            raise TrainingError(f'{path}, stage {n}: "name" and "step" must be there, both strings.')
-        options = {
-            key.replace("-", "_"): _filled(value, paths, f"{path}, stage {table['name']!r}, {key}")
-            for key, value in table.items()
-            if key not in ("step", "name")
-        }
-        stages.append(Stage(table["name"], table["step"], options))
-    names = [stage.name for stage in stages]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise TrainingError(f"{path} has two stages of the name {_listed(twice)}. Give each its own.")
-    return stages
+    return content
 
 
 def find_stage(path: Path, step: str, name: str | None) -> Stage:
@@ -115,8 +133,8 @@ def find_stage(path: Path, step: str, name: str | None) -> Stage:
     return stages[0]
 
 
-def _filled(value: Any, paths: Mapping[str, str], where: str) -> Any:
-    """A value with its ${NAME}s filled in; a table becomes key=value,…, as on the command line."""
+def filled(value: Any, paths: Mapping[str, str], where: str) -> Any:
+    """A value, or what a list or a table holds, with its ${NAME}s filled in."""
     if isinstance(value, str):
         try:
             return string.Template(value).substitute(paths)
@@ -125,10 +143,17 @@ def _filled(value: Any, paths: Mapping[str, str], where: str) -> Any:
         except ValueError as error:
             raise TrainingError(f"{where}: {value!r} has a $ without a ${{NAME}}; write it as $$.") from error
     if isinstance(value, list):
-        return [_filled(item, paths, where) for item in value]
+        return [filled(item, paths, where) for item in value]
     if isinstance(value, dict):
-        return ",".join(f"{key}={_filled(item, paths, where)}" for key, item in value.items())
+        return {key: filled(item, paths, where) for key, item in value.items()}
     return value
+
+
+def as_option(value: Any) -> Any:
+    """A value as the command line has it: of a table, key=value,…."""
+    if isinstance(value, list):
+        return [as_option(item) for item in value]
+    return ",".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else value
 
 
 def _listed(names: Any) -> str:
@@ -151,7 +176,7 @@ def _take(key: str) -> Callable[[typer.Context, Any], Any]:
                     f"{known['config']}, stage {stage.name!r}: there is no {_listed(unknown)}. "
                     f"The step {stage.step!r} takes {_listed(name for name in own if name)}."
                 )
-            ctx.default_map = dict(stage.options)
+            ctx.default_map = {name: as_option(value) for name, value in stage.options.items()}
         return value
 
     return callback

@@ -15,15 +15,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.data import read_json_lines, read_qrels
+from training.data import read_json_lines, read_qrels, rows_by_id
 from training.options import Config, Limit, StageName, TrainingError, console, run
-from training.state import begin, claim, hold
+from training.state import begin, claim, hashed, hold
 
 SPLIT = "train"
 TUPLES_FILE = "tuples.jsonl"
@@ -95,8 +94,7 @@ def main(
 
 def beir_pairs(folder: Path) -> Iterator[Pair]:
     """One pair for each relevant (query, passage) of the train split."""
-    corpus = {row["_id"]: row for row in read_json_lines(folder / "corpus.jsonl")}
-    queries = {row["_id"]: row["text"] for row in read_json_lines(folder / "queries.jsonl")}
+    corpus, queries = rows_by_id(folder / "corpus.jsonl"), rows_by_id(folder / "queries.jsonl")
     for query_id, judged in read_qrels(folder / "qrels" / f"{SPLIT}.tsv").items():
         for document_id, score in judged.items():
             if query_id not in queries or document_id not in corpus:
@@ -113,7 +111,8 @@ def beir_pairs(folder: Path) -> Iterator[Pair]:
                 )
             if score > 0:
                 title = passage.get("title") or ""
-                yield Pair(folder.name, query_id, queries[query_id], document_id, title, passage["text"])
+                query = queries[query_id]["text"]
+                yield Pair(folder.name, query_id, query, document_id, title, passage["text"])
 
 
 def weak_pairs(folder: Path) -> Iterator[Pair]:
@@ -137,8 +136,7 @@ def source_of(path: Path) -> str:
 def is_held(pair: Pair, share: float, seed: int) -> bool:
     """Whether a pair's article is kept for measuring: all of an article, or nothing."""
     article = f"{seed}\t{pair.source}\t{pair.title or pair.document_id}"
-    number = int.from_bytes(blake2b(article.encode(), digest_size=8).digest(), "little")
-    return number < share * 2**64
+    return hashed(article) < share * 2**64
 
 
 def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:

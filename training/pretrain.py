@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 import typer
 from rich.progress import track
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import BertConfig, BertForMaskedLM
@@ -30,6 +29,7 @@ from transformers import BertConfig, BertForMaskedLM
 from jacolbert_rag.datatypes import BoolArray, IntArray
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.encode.files import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from jacolbert_rag.encode.formats import write_weights
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.encode.tokens import VOCAB_FILE
 from jacolbert_rag.encode.words import CLS, MASK, PAD, SEP, UNK, JapaneseWordPiece, WordSegmenter
@@ -39,7 +39,7 @@ from training.embeddings import cooccurrence_embeddings, sinusoidal_positions
 from training.losses import vocabulary_loss
 from training.options import Config, Limit, StageName, TrainingError, console, limited, run
 from training.report import Report
-from training.state import begin, claim, hold, load_state, save_state
+from training.state import begin, claim, hold, load_state, save_state, write_whole
 
 # The first ids of cl-tohoku/bert-base-japanese-v3, whose [unused0] and [unused1] are JaColBERT's markers.
 SPECIAL_TOKENS = [PAD, UNK, CLS, SEP, MASK, *(f"[unused{i}]" for i in range(10))]
@@ -223,9 +223,7 @@ def learn_vocabulary(path: Path, paragraphs: Callable[[str], Iterator[str]], siz
     tokenizer.train_from_iterator(segmented, trainer)
     found = tokenizer.get_vocab()
     vocab = sorted(found, key=found.__getitem__)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    new.rename(path)
+    write_whole(path, json.dumps(vocab, ensure_ascii=False))
     return vocab
 
 
@@ -356,10 +354,8 @@ def write_backbone(folder: Path, model: BertForMaskedLM, vocab: list[str]) -> No
     checkpoint.write_japanese_tokenizer(folder, JapaneseWordPiece(vocab))
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
     tied = "cls.predictions.decoder."  # the token embeddings again, and the head's bias
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(tied)}
-    # Last and whole: a folder that has weights is finished.
-    save_file(tensors, folder / f".{WEIGHTS_FILE}")
-    (folder / f".{WEIGHTS_FILE}").rename(folder / WEIGHTS_FILE)
+    tensors = {key: value for key, value in model.state_dict().items() if not key.startswith(tied)}
+    write_weights(folder, tensors, torch.float32)
 
 
 def read_vocabulary(folder: Path) -> list[str]:

@@ -6,15 +6,12 @@ python -m training.recipe training/recipes/mini.toml --path OUT
 
 from __future__ import annotations
 
-import os
-import tomllib
 from pathlib import Path
-from string import Template
 from typing import Annotated
 
 import typer
 
-from training.options import TrainingError, read_recipe, run
+from training.options import TrainingError, read_paths, read_recipe, run
 
 
 def main(
@@ -33,19 +30,6 @@ def main(
         raise TrainingError(f"{recipe} has no [[stage]], so there is nothing to run.")
     for stage in stages:
         print(stage.step, stage.name, sep="\t")
-
-
-def read_paths(recipe: Path) -> dict[str, str]:
-    """Name -> value of a recipe's [paths], as `read_recipe` has them: the environment wins.
-
-    Args:
-        recipe: a file that `read_recipe` takes.
-    """
-    content = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    paths: dict[str, str] = {}
-    for name, value in content.get("paths", {}).items():
-        paths[name] = os.environ.get(name) or Template(str(value)).substitute(paths)
-    return paths
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.options import console
+from training.state import write_whole
 
 METRICS_FILE, EVENTS_FOLDER, PLOT_FILE = "metrics.jsonl", "events", "plot.png"
 SMOOTHING = 0.98  # of the loss that is shown
-console = Console(stderr=True)
 
 
 class Report:
@@ -38,9 +39,7 @@ class Report:
             return self
         kept = [row for row in read_metrics(self.folder) if row["step"] <= self.done]
         path = self.folder / METRICS_FILE
-        new = path.with_suffix(".new")
-        new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        new.rename(path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
         self._events = _event_writer(self.folder / EVENTS_FOLDER, self.done)
         self._progress = Progress(

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +32,8 @@ from jacolbert_rag.encode.files import (
     resolve_folder,
     write_json,
 )
+from jacolbert_rag.encode.formats import write_weights
+from jacolbert_rag.encode.model import n_positions, quiet_loading
 from jacolbert_rag.encode.tokens import load_subwords
 from jacolbert_rag.encode.words import JapaneseWordPiece
 from training.arithmetic import rate_factor, without_denormals
@@ -42,7 +43,6 @@ from training.options import Config, Limit, StageName, TrainingError, console, l
 from training.pair_reader import PairReader, Pairs
 from training.report import Report
 from training.state import begin, claim, hold, load_state, save_state, weights_digest
-from training.teachers import n_positions, quiet_loading
 
 STATE_FOLDER = "state"
 CLIP = 1.0  # greatest norm of the gradient
@@ -100,7 +100,8 @@ def main(
                 f"The tokenizer of {folder} is {subwords.name}; expected {JapaneseWordPiece.name}, as "
                 "training.pretrain gives a backbone. Take such a --base."
             )
-        reader = PairReader(folder, min(length, n_positions(model) or length), pad=model.config.pad_token_id)
+        length = min(length, n_positions(model.bert) or length)
+        reader = PairReader(folder, length, pad=model.config.pad_token_id)
 
         # Data.
         sources = [read_data(spec, on_missing=on_missing, limit=limit) for spec in data]
@@ -253,10 +254,7 @@ def write(folder: Path, model: Any, subwords: JapaneseWordPiece) -> None:
     write_json(folder / TOKENIZER_CONFIG_FILE, {**settings, "model_input_names": INPUT_NAMES})
     model.config.architectures = [type(model).__name__]
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(), encoding="utf-8")
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    # Last and whole: a folder that has weights is finished.
-    save_file(tensors, folder / f".{WEIGHTS_FILE}", metadata={"format": "pt"})
-    (folder / f".{WEIGHTS_FILE}").rename(folder / WEIGHTS_FILE)
+    write_weights(folder, model.state_dict(), torch.float32)
 
 
 if __name__ == "__main__":

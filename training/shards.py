@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from typing import Any
 from training.options import TrainingError, console
 from training.state import LOCK_FILE, RECIPE_FILE
 
-POLL_S = 1.0
-
 
 @dataclass(frozen=True)
 class Worker:
@@ -27,8 +24,7 @@ class Worker:
     Attributes:
         number: from 0.
         n_workers: how many there are.
-        by_hand: whether each was started by itself. Then the one that ends last joins the shards; of
-            torchrun's ranks the first waits for all others.
+        by_hand: whether each was started by itself; else they are torchrun's ranks.
     """
 
     number: int
@@ -109,19 +105,16 @@ class Shards:
         Returns:
             What was counted of each part; None where another process joins them.
         """
-        if worker.number == 0 and not worker.by_hand:
-            self._wait()
-        left = self.missing()
-        if worker.by_hand and left and not self._out.exists():
-            console.print(
-                f"{worker.name} is done; {len(left)} of {len(self)} shards are those of others, and the one "
-                "that ends last joins them.",
-                markup=False,
-            )
-        if left or not (worker.by_hand or worker.number == 0):
-            return None
         with alone(self.folder):
             if self._out.exists():
+                self.remove()  # what asking for the lock has made again
+                return None
+            if left := self.missing():
+                console.print(
+                    f"{worker.name} is done; {len(left)} of {len(self)} shards are those of others, and the "
+                    "one that ends last joins them.",
+                    markup=False,
+                )
                 return None
             counts = self.counts()
             joined = self.folder / "joined"
@@ -136,15 +129,6 @@ class Shards:
     def remove(self) -> None:
         """Remove all parts: the file is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _wait(self) -> None:
-        said = 0
-        while (left := self.missing()) and not self._out.exists():
-            if len(left) != said:
-                said = len(left)
-                names = ", ".join(self.path(n).name for n in left[:3]) + (", …" if said > 3 else "")
-                console.print(f"Waiting for {said} shards of other ranks: {names}", markup=False)
-            time.sleep(POLL_S)
 
     def _counts(self, n: int) -> Path:
         return self.path(n).with_suffix(".json")

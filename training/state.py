@@ -78,9 +78,7 @@ def begin(folder: Path, recipe: Mapping[str, Any], *, changeable: Sequence[str] 
     hold(folder, recipe, changeable=changeable)
     recipe = json.loads(json.dumps(recipe))
     path = folder / RECIPE_FILE
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.rename(path)
+    write_json(path, recipe)
 
 
 @contextmanager
@@ -96,6 +94,24 @@ def published(folder: Path, last: str) -> Iterator[Path]:
             shutil.rmtree(target)
         path.rename(target)
     new.rmdir()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.rename(path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file of JSON beside, then rename."""
+    write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def hashed(text: str) -> int:
+    """64 bits, the same in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def weights_digest(name: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -38,6 +37,7 @@ from jacolbert_rag.encode.files import (
     read_json,
     resolve_folder,
 )
+from jacolbert_rag.encode.model import n_positions, quiet_loading
 from jacolbert_rag.encode.terms import TERMS_VERSION, TermMaker
 from jacolbert_rag.errors import CheckpointError
 from jacolbert_rag.index.lexical import key_of
@@ -116,7 +116,7 @@ class CrossEncoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = precision or ("fp16" if self.device.type == "cuda" else "fp32")
         model = _load_classifier(folder)
-        positions = n_positions(model)
+        positions = n_positions(model.base_model)
         length = max_length if positions is None else min(max_length, positions)
         # The network's own padding, where it has one: RoBERTa and its kin count positions by it.
         self._reader = PairReader(folder, length, pad=getattr(model.config, "pad_token_id", None))
@@ -413,32 +413,6 @@ def _load_classifier(folder: Path) -> Any:
             "no trained cross-encoder. Name one, or train it with training.reranker."
         )
     return model
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without transformers' bar and report over the weights: what is missing of them is looked at here."""
-    from transformers.utils import logging
-
-    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def n_positions(model: Any) -> int | None:
-    """Most tokens that a transformer reads; None where nothing says so."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    if positions and offset is not None:  # RoBERTa and its kin count positions from behind the padding's
-        positions -= offset + 1
-    return positions or None
 
 
 def _takes_types(model: Any, folder: Path) -> bool:

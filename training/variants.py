@@ -1,20 +1,22 @@
 """A set of variants of a training stage, as its file has it.
 
-question = "Which loss?"
-source = "JaColBERTv2.5, Table 3"
-recipe = "../mini.toml"         # from which all variants have their settings; --config names another
-stage = "distill"               # of that recipe, whose step is distill
-dev = ["${OUT}/pairs/held@train"]       # BEIR folders and splits to score on; ${…} as in that recipe
-n-checkpoints = 10              # to write while training, the last one among them; for averages
-[options]                       # of training.distill, in place of the stage's
-kl = 1.0
-[[variant]]                     # the first is what the others are compared with
-name = "MarginMSE"
-paper = [0.583, 0.827, 0.672, 0.699]    # JQaRA nDCG@10, MRR@10; MIRACL-small-ja nDCG@10, Recall@5
-options.kl = 0.0
-search = "none"                 # rule of query augmentation while searching; else as it is stored
-average = { last = 4 }          # score the mean of so many last checkpoints; more keys: training.average
-use = "ema"                     # score that folder of the run
+    question = "Which loss?"
+    source = "JaColBERTv2.5, Table 3"
+    recipe = "../mini.toml"         # from which all variants have their settings; --config names another
+    stage = "distill"               # of that recipe, whose step is distill
+    dev = ["${OUT}/pairs/held@train"]       # BEIR folders and splits to score on; ${…} as in that recipe
+    n-checkpoints = 10              # to write while training, the last one among them; for averages
+    [options]                       # of training.distill, in place of the stage's
+    kl = 1.0
+    [[variant]]                     # the first is what the others are compared with
+    name = "MarginMSE"
+    paper = [0.583, 0.827, 0.672, 0.699]    # JQaRA nDCG@10, MRR@10; MIRACL-small-ja nDCG@10, Recall@5
+    options.kl = 0.0
+    search = "none"                 # rule of query augmentation while searching; else as it is stored
+    average = { last = 4 }          # score the mean of so many last checkpoints; more keys: training.average
+    use = "ema"                     # score that folder of the run
+
+Options of a variant win over its set's, and these over the stage's.
 """
 
 from __future__ import annotations
@@ -23,13 +25,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from training import distill
-from training.data import HUB, packed
-from training.options import TrainingError, find_stage
-from training.recipe import read_paths
+from training.data import HUB, packed, settings_of
+from training.options import TrainingError, filled, find_stage, read_paths
 
 FOLDER = Path(__file__).parent / "recipes" / "ablations"
 # What a study sets itself.
@@ -129,12 +129,12 @@ def read_set(
         raise TrainingError(f"{path} lacks {', '.join(lacking)}. training/variants.py shows what a set has.")
     recipe = recipe or (path.parent / content["recipe"]).resolve()
     stage = stage or str(content["stage"])
-    shared = find_stage(recipe, "distill", stage).options
-    filled = _fill(content, read_paths(recipe), path)
-    base = {**shared, **by_parameter(filled.get("options", {}))}
+    shared = find_stage(recipe, "distill", stage)
+    known = filled(content, read_paths(recipe), str(path))
+    base = {**shared.options, **by_parameter(known.get("options", {}))}
     variants = [
         _variant(table, by_parameter(raw.get("options", {})), base)
-        for table, raw in zip(filled["variant"], content["variant"], strict=True)
+        for table, raw in zip(known["variant"], content["variant"], strict=True)
     ]
     plan = Plan(
         name=path.stem,
@@ -142,20 +142,16 @@ def read_set(
         source=content["source"],
         recipe=recipe,
         stage=stage,
-        options={**_stage_as_written(recipe, stage), **by_parameter(content.get("options", {}))},
-        dev=dev or filled["dev"],
+        options={
+            **{key: value for key, value in shared.written.items() if key not in OWN_OPTIONS},
+            **by_parameter(content.get("options", {})),
+        },
+        dev=dev or known["dev"],
         n_checkpoints=int(content.get("n-checkpoints", 0)),
         variants=variants,
     )
     _check(plan, path)
     return plan
-
-
-def _stage_as_written(recipe: Path, stage: str) -> dict[str, Any]:
-    """Options of a recipe's stage; tables stay tables, and ${NAME}s what they are."""
-    tables = tomllib.loads(recipe.read_text(encoding="utf-8"))["stage"]
-    (found,) = (by_parameter(table) for table in tables if table["name"] == stage)
-    return {key: value for key, value in found.items() if key not in ("name", "step", *OWN_OPTIONS)}
 
 
 def _check(plan: Plan, path: Path) -> None:
@@ -180,7 +176,7 @@ def _check(plan: Plan, path: Path) -> None:
 def _variant(table: Mapping[str, Any], changed: Mapping[str, Any], base: Mapping[str, Any]) -> Variant:
     own = {**base, **by_parameter(table.get("options", {}))}
     options = {key: value for key, value in own.items() if key not in OWN_OPTIONS}
-    options["data"] = [_as_table(spec) for spec in options["data"]]
+    options["data"] = [settings_of(spec) if isinstance(spec, str) else spec for spec in options["data"]]
     return Variant(
         name=str(table["name"]),
         options=options,
@@ -192,29 +188,6 @@ def _variant(table: Mapping[str, Any], changed: Mapping[str, Any], base: Mapping
     )
 
 
-def _fill(value: Any, paths: Mapping[str, str], path: Path) -> Any:
-    """A value with its ${NAME}s filled in."""
-    if isinstance(value, str):
-        try:
-            return Template(value).substitute(paths)
-        except (KeyError, ValueError) as error:
-            raise TrainingError(
-                f"{path}: {value!r} names {error}, which the recipe has no path for."
-            ) from error
-    if isinstance(value, list):
-        return [_fill(item, paths, path) for item in value]
-    return (
-        {key: _fill(item, paths, path) for key, item in value.items()} if isinstance(value, dict) else value
-    )
-
-
 def by_parameter(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as they are named on the command line -> by a function's parameters."""
     return {key.replace("-", "_"): value for key, value in options.items()}
-
-
-def _as_table(spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """What a data spec says: "tuples=FILE,queries=DIR" or a file, as recipes are read, or a table."""
-    if not isinstance(spec, str):
-        return dict(spec)
-    return dict(part.split("=", 1) for part in spec.split(",")) if "=" in spec else {"tuples": spec}

@@ -34,6 +34,7 @@ from jacolbert_rag.encode.model import (
     ColBERT,
     WeightsMismatchError,
     load_backbone,
+    n_positions,
 )
 from jacolbert_rag.encode.tokens import (
     ADDED_TOKENS_FILE,
@@ -408,12 +409,7 @@ def _with_marker_prompts(
 
 def _model_facts(model: ColBERT) -> dict[str, Any]:
     """What the weights say, whatever anyone states."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
-    embedded = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
-    offset = getattr(embedded, "padding_idx", None)
-    if offset is not None:  # RoBERTa and its kin count positions from behind the padding's
-        positions -= offset + 1
-    return {"dim": model.dim, "max_positions": int(positions)}
+    return {"dim": model.dim, "max_positions": n_positions(model.backbone) or 512}
 
 
 def _absolute(name: str | Path | None) -> str | None:

@@ -360,7 +360,7 @@ def _write_stanford(folder: Path, model: ColBERT, config: EncoderConfig, dtype: 
     layer = model.projection[0]
     assert isinstance(layer, Dense)
     tensors = {f"bert.{key}": value for key, value in model.backbone.state_dict().items()}
-    _write_tensors(folder, tensors | {PROJECTION: layer.linear.weight}, dtype)
+    write_weights(folder, tensors | {PROJECTION: layer.linear.weight}, dtype)
 
 
 def _write_modules(folder: Path, model: ColBERT, config: EncoderConfig, dtype: torch.dtype) -> None:
@@ -382,7 +382,7 @@ def _write_modules(folder: Path, model: ColBERT, config: EncoderConfig, dtype: t
                 **({"use_residual": True} if layer.has_residual else {}),
             },
         )
-        _write_tensors(place, layer.state_dict(), dtype)
+        write_weights(place, layer.state_dict(), dtype)
         modules.append(
             {"idx": number, "name": str(number), "path": place.name, "type": "pylate.models.Dense.Dense"}
         )
@@ -406,7 +406,7 @@ def _write_modules(folder: Path, model: ColBERT, config: EncoderConfig, dtype: t
             "do_query_expansion": QueryLength.parse(config.query_length).kind != "none",
         },
     )
-    _write_tensors(folder, model.backbone.state_dict(), dtype)
+    write_weights(folder, model.backbone.state_dict(), dtype)
 
 
 def _trained_length(config: EncoderConfig) -> int:
@@ -422,7 +422,7 @@ def _write_backbone_config(folder: Path, model: ColBERT, architectures: list[str
     write_json(folder / CONFIG_FILE, backbone)
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Write model.safetensors, last and whole, so that a folder that has it is finished."""
     converted = {key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
     # Not save_file, whose files only their owner may read.

@@ -142,7 +142,7 @@ def load_backbone(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbon
         return blank
     assert not isinstance(config, BertSettings)
     kind = type(blank)
-    with _no_progress_bar():
+    with quiet_loading():
         return kind.from_pretrained(
             None,
             config=config,
@@ -183,17 +183,29 @@ def _without_pooler(kind: type[PreTrainedModel]) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' bar over the weights, which takes longer to look at than they take to load."""
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bar and report over the weights: what is missing of them is looked at here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def n_positions(backbone: Any) -> int | None:
+    """Most tokens that a transformer reads; None where nothing says so."""
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    offset = getattr(table, "padding_idx", None)
+    if positions and offset is not None:  # RoBERTa and its kin count positions from behind the padding's
+        positions -= offset + 1
+    return int(positions) if positions else None
 
 
 def _with_plain_names(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
