@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow crash soak lint format eval bench choices
+.PHONY: demo test test-slow crash soak lint format eval mini bench choices
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
@@ -36,6 +36,11 @@ eval: $(VENV)/.installed  ## measure all systems on the demo corpus
 		--system bm25 --system jacolbert --system jacolbert-exact --system hybrid --json evals/results/demo.json
 	$(RUN) -m evals.answerability --data examples/corpus --split test \
 		--json evals/results/answerability/demo.json
+
+DATA ?= ../shared/data
+
+mini: $(VENV)/.installed  ## try every stage of the recipe of the bundled model, on 200 examples of DATA
+	DATA="$(DATA)" training/recipes/run.sh mini --limit 200
 
 PEERS := pylate sentence-transformers fast-plaid lancedb
 

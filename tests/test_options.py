@@ -303,8 +303,8 @@ def test_a_limit_makes_a_short_run() -> None:
         1,
         1,
         1,
-        5,
-        500,
+        2,
+        250,
         500,
     ]
     assert limited(3, 1_000) == 3
