@@ -37,6 +37,10 @@ class Padded:
     attended: BoolArray
     kept: BoolArray
 
+    def take(self, rows: slice | IntArray) -> Padded:
+        """Some of its texts."""
+        return Padded(self.ids[rows], self.attended[rows], self.kept[rows])
+
     @property
     def lengths(self) -> IntArray:
         """(n_texts,) int64: positions of each text, padding left out."""
@@ -75,8 +79,8 @@ class Batch:
         own = slice(start * n_ways, stop * n_ways)
         return replace(
             self,
-            queries=_rows(self.queries, slice(start, stop)),
-            documents=_rows(self.documents, own),
+            queries=self.queries.take(slice(start, stop)),
+            documents=self.documents.take(own),
             scores=None if self.scores is None else self.scores[start:stop],
             labelled=self.labelled[start:stop],
             keys=self.keys[own],
@@ -331,7 +335,3 @@ def pad_batch(batch: TokenBatch, pad_id: int, *, skipped: frozenset[int] = froze
     ids[inside] = batch.ids
     attended = np.arange(width) < batch.n_attended[:, None]
     return Padded(ids, attended, inside & ~np.isin(ids, list(skipped)))
-
-
-def _rows(padded: Padded, rows: slice) -> Padded:
-    return Padded(padded.ids[rows], padded.attended[rows], padded.kept[rows])

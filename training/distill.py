@@ -470,7 +470,11 @@ def batch_loss(
     """The weighted sum of losses over some queries; its mean over all ranks is the whole batch's."""
     device = ranks.device
     queries, asked = embed(model, batch.queries, device, gradient_checkpointing)
-    documents, kept = embed(model, batch.documents, device, gradient_checkpointing)
+    # A document that several queries have is read once.
+    _, first, places = np.unique(batch.keys, return_index=True, return_inverse=True)
+    documents, kept = embed(model, batch.documents.take(first), device, gradient_checkpointing)
+    back = torch.from_numpy(places).to(device)
+    documents, kept = documents[back], kept[back]
     n_queries, n_ways = batch.labelled.shape
     scored = batch.scores is not None and n_ways > 1 and bool(losses.kl or losses.margin_mse)
     if scored or losses.negatives == "own":
@@ -490,10 +494,11 @@ def batch_loss(
         else:
             keys = torch.from_numpy(batch.keys).to(device)
             everyones, theirs, all_keys = ranks.gathered(documents, kept, keys)
-            scores = maxsim_padded(queries, asked, everyones, theirs)
-            positives = (ranks.rank * n_queries + torch.arange(n_queries, device=device)) * n_ways
-            out = all_keys[None, :] == keys[::n_ways, None]
-            out |= left_out(labelled, len(all_keys), positives, with_own=losses.negatives == "in-batch")
+            rows, columns = distinct(all_keys)  # or what many queries have would count as often
+            scores = maxsim_padded(queries, asked, everyones[rows], theirs[rows])
+            own_columns = columns.view(ranks.world, n_queries, n_ways)[ranks.rank]
+            positives = own_columns[:, 0]
+            out = left_out(labelled, own_columns, len(rows), with_own=losses.negatives == "in-batch")
         # A tuple without a label has nothing to contrast, and makes no other count for more.
         rows = labelled[:, 0]
         if rows.any():
@@ -503,19 +508,27 @@ def batch_loss(
     return torch.stack(terms).sum() if terms else 0.0 * documents.sum()
 
 
-def left_out(labelled: Tensor, n_documents: int, starts: Tensor, *, with_own: bool) -> Tensor:
+def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the first of each key, rising; and for each key which of these is its own."""
+    inverse = torch.unique(keys, return_inverse=True)[1]
+    places = torch.arange(len(keys), device=keys.device)
+    first = torch.full_like(places, len(keys)).scatter_reduce(0, inverse, places, "amin")[inverse]
+    rows = (first == places).nonzero()[:, 0]
+    return rows, torch.searchsorted(rows, first)
+
+
+def left_out(labelled: Tensor, columns: Tensor, n_documents: int, *, with_own: bool) -> Tensor:
     """(b, n_documents) bool: documents of a query's tuple that are no negatives: its answers, or all.
 
     Args:
         labelled: (b, n_ways) bool.
-        n_documents: of all ranks.
-        starts: (b,) int64 column of each tuple's first document.
-        with_own: all of its documents are.
+        columns: (b, n_ways) int64: where the documents of a tuple are.
+        n_documents: distinct ones, of all ranks.
+        with_own: all of its documents are left out.
     """
-    columns = starts[:, None] + torch.arange(labelled.shape[1], device=starts.device)
     own = torch.ones_like(labelled) if with_own else labelled
-    out = torch.zeros(len(labelled), n_documents, dtype=torch.bool, device=starts.device)
-    return out.scatter(1, columns, own)
+    out = torch.zeros(len(labelled), n_documents, dtype=torch.int8, device=columns.device)
+    return out.scatter_reduce(1, columns, own.to(torch.int8), "amax").bool()
 
 
 def embed(

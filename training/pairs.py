@@ -52,6 +52,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder to write")],
     beir: Annotated[list[Path] | None, typer.Option(help="BEIR folder with qrels/train.tsv")] = None,
     weak: Annotated[list[Path] | None, typer.Option(help="folder of {id, query, title, text} lines")] = None,
+    together: Annotated[
+        int, typer.Option(min=0, help="questions on one article and its neighbours that make a batch; 0: any")
+    ] = 0,
     held: Annotated[float, typer.Option(min=0, max=0.5, help="share of the BEIR folders' articles")] = 0.03,
     seed: int = 12345,
     limit: Limit = None,
@@ -62,7 +65,7 @@ def main(
     with claim(out):
         recipe = {
             "beir": [str(p) for p in beir or []], "weak": [str(p) for p in weak or []],
-            "held": held, "seed": seed, "limit": limit,
+            "together": together, "held": held, "seed": seed, "limit": limit,
         }  # fmt: skip
         if (out / TRAIN_FOLDER).exists():
             hold(out, recipe)
@@ -83,8 +86,8 @@ def main(
             raise TrainingError("There are no pairs. Name folders with --beir or --weak.")
         begin(out, recipe)
         if kept:
-            write_beir(out / HELD_FOLDER, kept)
-        write_beir(out / TRAIN_FOLDER, train)
+            write_beir(out / HELD_FOLDER, kept, together)
+        write_beir(out / TRAIN_FOLDER, train, together)
         console.print(
             f"{len(train):,} pairs to train on, {len(kept):,} kept for measuring, in {out}.",
             markup=False,
@@ -139,8 +142,12 @@ def is_held(pair: Pair, share: float, seed: int) -> bool:
     return hashed(article) < share * 2**64
 
 
-def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:
-    """Write corpus.jsonl, queries.jsonl, qrels/train.tsv and tuples.jsonl; ids begin with their source."""
+def write_beir(folder: Path, pairs: Iterable[Pair], together: int = 0) -> None:
+    """Write corpus.jsonl, queries.jsonl, qrels/train.tsv and tuples.jsonl; ids begin with their source.
+
+    Training makes a batch of one source. With `together`, each so many questions of a source, in the order
+    in which their articles come, are a source of their own: whose negatives are of the same article.
+    """
     new = folder.with_name(f".{folder.name}.new")
     (new / "qrels").mkdir(parents=True, exist_ok=True)
     documents: dict[str, str] = {}
@@ -157,10 +164,12 @@ def write_beir(folder: Path, pairs: Iterable[Pair]) -> None:
     (new / "corpus.jsonl").write_text("".join(documents.values()), encoding="utf-8")
     (new / "queries.jsonl").write_text("".join(queries.values()), encoding="utf-8")
     (new / "qrels" / f"{SPLIT}.tsv").write_text("".join(qrels), encoding="utf-8")
-    tuples = [
-        _line(query_id=query_id, document_ids=ids, n_positives=len(ids), source=source)
-        for (query_id, source), ids in answers.items()
-    ]
+    tuples = []
+    counts: Counter[str] = Counter()
+    for (query_id, source), ids in answers.items():
+        group = f"{source}/{counts[source] // together}" if together else source
+        counts[source] += 1
+        tuples.append(_line(query_id=query_id, document_ids=ids, n_positives=len(ids), source=group))
     (new / TUPLES_FILE).write_text("".join(tuples), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between its two folders
     new.rename(folder)
