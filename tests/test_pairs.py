@@ -68,6 +68,15 @@ def test_tuples_are_questions_with_their_answers(tmp_path: Path) -> None:
         pairs.main(beir=[data], out=tmp_path / "o", held=0.5)
 
 
+def test_questions_on_neighbouring_passages_make_a_source(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "d")
+    pairs.main(beir=[data], out=tmp_path / "o", held=0.0, together=4)
+    lines = (tmp_path / "o" / "train" / pairs.TUPLES_FILE).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["source"] for row in rows] == [f"d/{i // 4}" for i in range(len(SENTENCES))]
+    assert [row["query_id"] for row in rows] == [f"d:q{i}" for i in range(len(SENTENCES))]
+
+
 def test_rows_of_no_text_are_named(tmp_path: Path) -> None:
     for n, judged in enumerate([("q99", "p1", 1), ("q1", "p99", 1)]):
         data = write_beir(tmp_path / f"d{n}", [("q0", "p0", 1), judged])

@@ -568,6 +568,21 @@ def test_a_killed_run_equals_an_unbroken_one(
     assert steps == list(range(1, 21))
 
 
+def test_distinct_documents_and_where_each_is() -> None:
+    rows, columns = distill.distinct(torch.tensor([7, 3, 7, 9, 3, 1]))
+    assert rows.tolist() == [0, 1, 3, 5]
+    assert columns.tolist() == [0, 1, 0, 2, 1, 3]
+
+
+def test_documents_that_are_no_negatives() -> None:
+    labelled = torch.tensor([[True, False, False], [True, True, False]])
+    columns = torch.tensor([[2, 0, 3], [1, 4, 1]])  # of the second, one document is there twice
+    found = distill.left_out(labelled, columns, 5, with_own=False)
+    assert found.int().tolist() == [[0, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
+    found = distill.left_out(labelled, columns, 5, with_own=True)
+    assert found.int().tolist() == [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]]
+
+
 def test_a_running_mean_is_of_the_weights_to_use(backbone: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
