@@ -61,7 +61,7 @@ class Batch:
         keys: (b * n_ways,) int64; equal for equal documents.
         source: of its tuples.
         first: the id of its first query, for messages.
-        n_tokens: read, padding left out.
+        n_tokens: read, each document once, padding left out.
     """
 
     queries: Padded
@@ -236,14 +236,15 @@ class Batches(Sequence[Batch]):
         examples, ways = lesson.examples, lesson.n_ways
         texts = [text for example in examples for text in example.documents]
         queries = self._tokenizer.queries([example.query for example in examples])
-        documents = self._tokenizer.documents(texts)
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        documents = self._tokenizer.documents(list(places))  # one that several queries have is read once
         pad, skipped = self._tokenizer.special.pad, self._tokenizer.skiplist()
         labelled = np.array([[i < e.n_positives for i in range(ways)] for e in examples], dtype=np.bool_)
         scores = [example.scores for example in examples if example.scores is not None]
         sources = {example.source for example in examples}
         return Batch(
             queries=pad_batch(queries, pad),
-            documents=pad_batch(documents, pad, skipped=skipped),
+            documents=pad_batch(documents, pad, skipped=skipped).take(np.array([places[t] for t in texts])),
             scores=np.array(scores) if scores else None,
             labelled=labelled,
             keys=np.array([hashed(text) >> 1 for text in texts], dtype=np.int64),

@@ -471,10 +471,11 @@ def batch_loss(
     device = ranks.device
     queries, asked = embed(model, batch.queries, device, gradient_checkpointing)
     # A document that several queries have is read once.
-    _, first, places = np.unique(batch.keys, return_index=True, return_inverse=True)
-    documents, kept = embed(model, batch.documents.take(first), device, gradient_checkpointing)
-    back = torch.from_numpy(places).to(device)
-    documents, kept = documents[back], kept[back]
+    keys = torch.from_numpy(batch.keys)
+    first, places = distinct(keys)
+    documents, kept = embed(model, batch.documents.take(first.numpy()), device, gradient_checkpointing)
+    keys, places = keys.to(device), places.to(device)
+    documents, kept = documents[places], kept[places]
     n_queries, n_ways = batch.labelled.shape
     scored = batch.scores is not None and n_ways > 1 and bool(losses.kl or losses.margin_mse)
     if scored or losses.negatives == "own":
@@ -492,7 +493,6 @@ def batch_loss(
         if losses.negatives == "own":
             scores, positives, out = own, torch.zeros_like(labelled[:, 0], dtype=torch.long), labelled
         else:
-            keys = torch.from_numpy(batch.keys).to(device)
             everyones, theirs, all_keys = ranks.gathered(documents, kept, keys)
             rows, columns = distinct(all_keys)  # or what many queries have would count as often
             scores = maxsim_padded(queries, asked, everyones[rows], theirs[rows])

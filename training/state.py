@@ -116,8 +116,8 @@ def hashed(text: str) -> int:
 
 def weights_digest(name: str) -> str:
     """A digest of the weights in a folder; empty for the hub, whose names stand for themselves."""
-    path = Path(name).expanduser() / MODEL_FILE
-    return digest([path]) if path.is_file() else ""
+    files = sorted(Path(name).expanduser().glob("*.safetensors")) if name else []
+    return digest(files) if files else ""
 
 
 def digest(paths: Sequence[Path]) -> str:
