@@ -34,6 +34,8 @@ format: $(VENV)/.installed-lint  ## rewrite what can be rewritten
 eval: $(VENV)/.installed  ## measure all systems on the demo corpus
 	$(RUN) -m evals.run --data examples/corpus --split test \
 		--system bm25 --system jacolbert --system jacolbert-exact --system hybrid --json evals/results/demo.json
+	$(RUN) -m evals.run --data examples/corpus --split paraphrase \
+		--system bm25 --system jacolbert --system jacolbert-exact --system hybrid --json evals/results/demo-paraphrase.json
 	$(RUN) -m evals.answerability --data examples/corpus --split test \
 		--json evals/results/answerability/demo.json
 

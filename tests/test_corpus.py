@@ -34,9 +34,9 @@ def queries() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def relevant() -> dict[str, list[str]]:
+def relevant(split: str = "test") -> dict[str, list[str]]:
     found = defaultdict(list)
-    with (FOLDER / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
+    with (FOLDER / "qrels" / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             assert row["score"] == "1"
             found[row["query-id"]].append(row["corpus-id"])
@@ -89,6 +89,10 @@ def test_answerable_questions_are_judged_and_others_are_not() -> None:
         assert row["metadata"]["answerable"] == (key in relevant()), key
         assert row["metadata"]["answerable"] == (row["metadata"]["kind"] != "unanswerable"), key
         assert row["metadata"]["split"] == "test"
+
+
+def test_paraphrases_have_a_split_of_their_own() -> None:
+    assert relevant("paraphrase") == {key: relevant()[key] for key in relevant() if key in of_kind("paraphrase")}
 
 
 def test_paraphrases_share_no_content_word_with_their_passage() -> None:
