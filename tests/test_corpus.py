@@ -92,7 +92,8 @@ def test_answerable_questions_are_judged_and_others_are_not() -> None:
 
 
 def test_paraphrases_have_a_split_of_their_own() -> None:
-    assert relevant("paraphrase") == {key: relevant()[key] for key in relevant() if key in of_kind("paraphrase")}
+    own = {key: documents for key, documents in relevant().items() if key in of_kind("paraphrase")}
+    assert relevant("paraphrase") == own
 
 
 def test_paraphrases_share_no_content_word_with_their_passage() -> None:

@@ -503,12 +503,14 @@ def test_bundled_model(
         ),
     )
     check(found, query)
-    if factor == 1:
-        for mark in marks:
-            assert any(mark in shown for shown in marked(found)), (mark, marked(found))
-    else:
-        assert found.marks
+    assert found.marks
     assert found.best_sentence == sentence
+    # As users see it: words that the query has are marked too, however near the model finds them.
+    (hit,) = bundled.highlight(query, bundled.rerank(query, [document]))
+    assert hit.highlight is not None
+    for mark in marks:
+        assert any(mark in shown for shown in marked(hit.highlight)), (mark, marked(hit.highlight))
+    assert hit.highlight.best_sentence == sentence
 
 
 def test_html_is_escaped() -> None:
