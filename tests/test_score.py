@@ -569,6 +569,15 @@ def test_limit_and_recipe(beir: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(rows[0]["scores"]) == 1.0
 
 
+def test_a_sample_is_that_of_a_data_spec(beir: Path, tmp_path: Path) -> None:
+    step(beir, tmp_path / "scored.jsonl", "--sample", "4", teachers=["bm25"])
+    rows = [row["query_id"] for row in read_lines(tmp_path / "scored.jsonl")]
+    spec = f"tuples={beir / 'mined.jsonl'},queries={beir},corpus={beir},sample=4"
+    tuples = read_data(spec, on_missing="refuse", limit=None).tuples
+    assert rows == [tuples.row(i).query for i in range(4)]
+    assert rows != [row["query_id"] for row in read_lines(beir / "mined.jsonl")][:4]
+
+
 # Several processes.
 
 

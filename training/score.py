@@ -75,6 +75,7 @@ def main(
     shard: Annotated[int, typer.Option(min=1, help="rows that are scored and written at once")] = SHARD_ROWS,
     part: Annotated[str | None, typer.Option(help="I/N, from 1/N to N/N: take every N-th shard")] = None,
     on_missing: Annotated[OnMissing, typer.Option(help="what becomes of tuples without text")] = "refuse",
+    sample: Annotated[int | None, typer.Option(min=1, help="draw so many tuples, always the same")] = None,
     device: str | None = None,
     limit: Limit = None,
     config: Config = None,
@@ -86,7 +87,8 @@ def main(
     wanted = [Wanted.of(spec) for spec in teacher]
     asked = {
         "asked": [each.settings for each in wanted], "normalize": normalize,
-        "bound_positives": bound_positives, "on_missing": on_missing, "limit": limit,
+        "bound_positives": bound_positives, "on_missing": on_missing, "sample": sample,
+        "limit": limit,
     }  # fmt: skip
     if out.exists():
         slow = ("tuples", "queries", "corpus", "teachers", "shard")  # to find out, or of no influence
@@ -105,6 +107,7 @@ def main(
         corpus=texts,
         on_missing=on_missing,
         limit=limit,
+        sample=sample,
     )
     if not len(rows):
         raise TrainingError(
