@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_named(
 
 
 def test_limit_takes_few_steps(backbone: Path, mined: Path, tmp_path: Path) -> None:
-    train(backbone, mined, tmp_path / "out", "--limit", 40, "--steps", 500)
+    train(backbone, mined, tmp_path / "out", "--limit", 80, "--steps", 500)
     assert len(read_metrics(tmp_path / "out")) == 2
 
 

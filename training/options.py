@@ -28,7 +28,7 @@ from rich.console import Console
 
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
-STEPS_PER_LIMIT = 20  # a run limited to n examples takes n / 20 steps at most
+STEPS_PER_LIMIT = 40  # a run limited to n examples takes n / 40 steps at most
 
 console = Console(stderr=True)
 
@@ -194,7 +194,7 @@ StageName = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="use so many examples only, and a twentieth as many steps: for a quick try"),
+    typer.Option(min=1, help="use so many examples only, and a fortieth as many steps: for a quick try"),
 ]
 
 
