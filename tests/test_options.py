@@ -298,14 +298,7 @@ def test_an_error_inside_a_step_is_raised_again_as_its_cause(tmp_path: Path) -> 
 
 
 def test_a_limit_makes_a_short_run() -> None:
-    assert [limited(500, limit) for limit in (None, 1, 9, 10, 57, 5_000, 90_000)] == [
-        500,
-        1,
-        1,
-        1,
-        2,
-        250,
-        500,
-    ]
+    limits = (None, 1, 39, 40, 119, 10_000, 90_000)
+    assert [limited(500, limit) for limit in limits] == [500, 1, 1, 1, 2, 250, 500]
     assert limited(3, 1_000) == 3
     assert limited(0, 1_000) == 0
