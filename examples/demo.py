@@ -39,7 +39,7 @@ def main() -> None:
 
     for question in QUESTIONS:
         started = time.perf_counter()
-        hits = retriever.search(question, k=3)
+        hits = retriever.search(question, k=3, mode="hybrid")  # by meaning and by words
         took = 1000 * (time.perf_counter() - started)
         console.rule(f"[bold]{question}[/bold]  [dim]{took:.0f} ms[/dim]", align="left")
         for rank, hit in enumerate(hits, start=1):
