@@ -277,6 +277,20 @@ options.data = [{{ tuples = "${{OUT}}/scored.jsonl", sample = 6 }}]
     assert called == []  # the time is not taken again, and so the steps are the same
 
 
+def test_some_variants(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = [study / "small.toml", "--out", tmp_path, "--seeds", 1, "--steps", 2, "--device", "cpu"]
+    called = steps_called(monkeypatch)
+    command(ablate.main, *args, "--variant", "KL, running mean")
+    assert called == ["distill"]  # the first and this one share a run
+    result = json.loads((tmp_path / "small.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row["not_run"] for row in result["variants"]}
+    assert rows["KL"] is rows["KL, running mean"] is None
+    assert rows["MarginMSE"] == "not asked for"
+    assert "--variant 'KL, running mean'" in result["command"]
+    with pytest.raises(TrainingError, match="no variant 'running mean'. There are: KL; MarginMSE"):
+        command(ablate.main, *args, "--variant", "running mean")
+
+
 # What is refused.
 
 

@@ -47,6 +47,7 @@ def main(
     steps: Annotated[int | None, typer.Option(min=1, help="of each run, in place of --minutes")] = None,
     dev: Annotated[list[str] | None, typer.Option(help="FOLDER@SPLIT to score on; else the set's")] = None,
     dev_limit: Annotated[int | None, typer.Option(min=1, help="queries of each")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="to run, with the first; else all")] = None,
     keep: Annotated[bool, typer.Option(help="keep the models that were scored")] = False,
     device: str | None = None,
     limit: Limit = None,
@@ -56,12 +57,12 @@ def main(
         raise TrainingError("Say how long each run is: pass either --minutes, such as 5, or --steps.")
     wanted = {
         "out": out, "config": config, "stage": stage, "seeds": seeds, "minutes": minutes, "steps": steps,
-        "dev": dev, "dev_limit": dev_limit, "device": device, "limit": limit,
+        "dev": dev, "dev_limit": dev_limit, "variant": variant, "device": device, "limit": limit,
     }  # fmt: skip
     plans = [read_set(set_file(name), config, stage, dev) for name in names]
     for name, plan in zip(names, plans, strict=True):
         line = ["python", "-m", "training.ablate", name, *arguments(wanted)]
-        study = Study(plan, out, device=device, limit=limit, dev_limit=dev_limit, keep=keep)
+        study = Study(plan, out, only=variant, device=device, limit=limit, dev_limit=dev_limit, keep=keep)
         study.run(seeds=seeds, minutes=minutes, steps=steps, command=shlex.join(line))
 
 
@@ -73,6 +74,7 @@ class Study:
         plan: Plan,
         out: Path,
         *,
+        only: Sequence[str] | None,
         device: str | None,
         limit: int | None,
         dev_limit: int | None,
@@ -83,11 +85,18 @@ class Study:
         Args:
             plan: the set.
             out: folder of tables; runs lie in its folder of the set's name.
+            only: names of variants to run, beside the first, which others are compared with; None is all.
             device: of training and scoring; None is CUDA where there is one.
             limit: examples of each source; None is all.
             dev_limit: queries of each dev set; None is all.
             keep: leave the models where they are.
+
+        Raises:
+            TrainingError: a name of `only` is no variant's.
         """
+        names = [each.name for each in plan.variants]
+        if unknown := sorted({*(only or ())} - {*names}):
+            raise TrainingError(f"{plan.name} has no variant {unknown[0]!r}. There are: {'; '.join(names)}.")
         self.plan, self.out, self.folder = plan, out, out / plan.name
         self._device, self._limit, self._keep = device, limit, keep
         limits = [n for n in (limit, dev_limit) if n is not None]
@@ -98,6 +107,8 @@ class Study:
         self._not_run = {
             each.name: f"{Path(each.missing).name} is missing" for each in plan.variants if each.missing
         }
+        if only:
+            self._not_run |= {name: "not asked for" for name in names[1:] if name not in only}
 
     def run(self, *, seeds: int, minutes: float | None, steps: int | None, command: str) -> None:
         """Run what has no score yet, and write the tables after each seed.
