@@ -14,8 +14,22 @@ MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
 
 NAME_LENGTH = 8  # hex digits that stand for a document id while ranx counts
 
-# nDCG is ranx's "ndcg": linear gain, and the ideal is cut at k too (trec_eval's ndcg_cut).
-_RANX_NAMES = {"nDCG": "ndcg", "MRR": "mrr", "Recall": "recall"}
+# nDCG is ranx's "ndcg": linear gain, and the ideal is cut at k too (trec_eval's ndcg_cut). MAP@k divides by
+# all that is relevant, as trec_eval's map_cut does. Hit is 1 where a relevant document is among the first k.
+_RANX_NAMES = {
+    "nDCG": "ndcg",
+    "MRR": "mrr",
+    "MAP": "map",
+    "Recall": "recall",
+    "Precision": "precision",
+    "Hit": "hit_rate",
+}
+# What ir-measures and others call them.
+_OTHER_NAMES = {"RR": "MRR", "AP": "MAP", "R": "Recall", "P": "Precision", "Success": "Hit"}
+_KINDS = {
+    **{name.lower(): name for name in _RANX_NAMES},
+    **{other.lower(): name for other, name in _OTHER_NAMES.items()},
+}
 
 
 def load_ranx() -> Any:
@@ -46,7 +60,8 @@ def per_query(
         qrels: query id -> document id -> score; above 0 is relevant.
         run: query id -> document id -> score. The highest score is first; of equal scores, the
             document that the run names first. Queries that are not in qrels are passed over.
-        measures: "nDCG@k", "MRR@k" or "Recall@k".
+        measures: "nDCG@k", "MRR@k", "MAP@k", "Recall@k", "Precision@k" or "Hit@k", or one of these with no
+            "@k" for the whole ranking; capitals do not count.
 
     Returns:
         Measure -> query id -> value within [0, 1], for every query of qrels, in its order. A query
@@ -85,13 +100,23 @@ def mean(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {measure: fmean(per_id.values()) for measure, per_id in values.items()}
 
 
+def check_measures(measures: Sequence[str]) -> None:
+    """Refuse measures that `per_query` does not have.
+
+    Raises:
+        ValueError: with those that are known.
+    """
+    for measure in measures:
+        _ranx_name(measure)
+
+
 def _ranx_name(measure: str) -> str:
-    kind, _, k = measure.partition("@")
-    if kind not in _RANX_NAMES or not k.isdecimal() or int(k) < 1:
-        raise ValueError(
-            f"the measure {measure!r} is unknown; expected {', '.join(f'{n}@k' for n in _RANX_NAMES)}."
-        )
-    return f"{_RANX_NAMES[kind]}@{int(k)}"
+    kind, at, k = measure.partition("@")
+    name = _KINDS.get(kind.lower())
+    if name is None or (at and not (k.isascii() and k.isdecimal() and int(k) >= 1)):
+        known = ", ".join(f"{known}@k" for known in _RANX_NAMES)
+        raise ValueError(f"the measure {measure!r} is unknown; expected {known}, such as nDCG@10.")
+    return f"{_RANX_NAMES[name]}@{int(k)}" if at else _RANX_NAMES[name]
 
 
 def _by_rank(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:

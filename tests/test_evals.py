@@ -318,8 +318,8 @@ def test_no_results_at_all_count_zero(run):
 
 
 def test_arguments_of_measures():
-    for measure in ("ndcg@10", "nDCG", "nDCG@0", "MAP@10", "MRR@-1"):
-        with pytest.raises(ValueError, match=r"unknown; expected nDCG@k, MRR@k, Recall@k"):
+    for measure in ("nDCG_10", "nDCG@", "nDCG@0", "ERR@10", "MRR@-1", "MRR@１０", "@10"):
+        with pytest.raises(ValueError, match=r"unknown; expected nDCG@k, MRR@k, MAP@k, Recall@k"):
             metrics.per_query({"q": {"a": 1}}, {}, [measure])
     with pytest.raises(ValueError, match="the run of query 'q' has a NaN"):
         metrics.per_query({"q": {"a": 1}}, {"q": {"a": math.nan}})
