@@ -1,4 +1,7 @@
-"""Folders in BEIR layout, read and checked: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; plain or .gz."""
+"""Folders in BEIR layout, read and checked: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; plain or .gz.
+
+With candidates/<split>.tsv, lines of `query document` below a header, each query ranks its own documents.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError
 
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
+CANDIDATES_HEADER = "query-id\tcorpus-id"
 MAX_SCORE = 2**31  # of a judgement: far above any scale in use, far below what int64 holds
 
 
@@ -36,6 +40,7 @@ class Task:
         n_split: queries of the split; more than len(queries) where a limit was set.
         digest: 64 hex digits over corpus, queries and qrels of the whole split; packing and limit
             do not change it.
+        candidates: query id -> ids of the documents that it ranks; None is the whole corpus for all.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Task:
     qrels: Mapping[str, Mapping[str, int]]
     n_split: int
     digest: str
+    candidates: Mapping[str, Sequence[str]] | None = None
 
 
 class _Entry(NamedTuple):
@@ -94,6 +100,7 @@ def load_task(folder: Path, split: str, *, limit: int | None = None) -> Task:
                 f"{asked[id].where}: the query {id!r} has no text. Write it, or drop its qrels."
             )
     kept = ids[:limit]
+    candidates = _read_candidates(folder, split, ids, corpus)
     return Task(
         name=folder.resolve().name,
         split=split,
@@ -101,7 +108,8 @@ def load_task(folder: Path, split: str, *, limit: int | None = None) -> Task:
         queries={id: asked[id].text for id in kept},
         qrels={id: judged[id] for id in kept},
         n_split=len(ids),
-        digest=_digest(corpus, {id: asked[id] for id in ids}, {id: judged[id] for id in ids}),
+        digest=_digest(corpus, {id: asked[id] for id in ids}, {id: judged[id] for id in ids}, candidates),
+        candidates=None if candidates is None else {id: candidates[id] for id in kept},
     )
 
 
@@ -231,6 +239,39 @@ def _read_qrels(
     return qrels
 
 
+def _read_candidates(
+    folder: Path, split: str, ids: Sequence[str], corpus: Mapping[str, _Entry]
+) -> dict[str, list[str]] | None:
+    """Query id -> ids of its candidates in the order of the file; None where there is no such file."""
+    name = f"candidates/{split}.tsv"
+    if not (folder / name).exists() and not (folder / f"{name}.gz").exists():
+        return None
+    path = _find(folder, name)
+    found: dict[str, dict[str, None]] = {}
+    for n, line in _lines(path):
+        where = f"{path}, line {n}"
+        if n == 1:
+            if line != CANDIDATES_HEADER:
+                raise DatasetError(f"{where}: {line!r:.80} is no header; expected {CANDIDATES_HEADER!r}.")
+            continue
+        cells = line.split("\t")
+        if len(cells) != 2:
+            raise DatasetError(
+                f"{where}: {len(cells)} cells; expected query-id, corpus-id with a tab between."
+            )
+        query_id, doc_id = cells
+        if doc_id not in corpus:
+            raise DatasetError(f"{where}: the document {doc_id!r} is not in the corpus. Drop the row.")
+        if doc_id in found.setdefault(query_id, {}):
+            raise DatasetError(f"{where}: {query_id!r} has {doc_id!r} in an earlier row. Keep one of them.")
+        found[query_id][doc_id] = None
+    if missing := [id for id in ids if id not in found]:
+        raise DatasetError(
+            f"{path}: the query {missing[0]!r} has no candidates. Add some, or drop its qrels."
+        )
+    return {id: list(found[id]) for id in ids}
+
+
 def _score(cell: str, where: str) -> int:
     try:
         score = int(cell)
@@ -249,7 +290,10 @@ def _has_text(entry: _Entry) -> bool:
 
 
 def _digest(
-    corpus: Mapping[str, _Entry], queries: Mapping[str, _Entry], qrels: Mapping[str, Mapping[str, int]]
+    corpus: Mapping[str, _Entry],
+    queries: Mapping[str, _Entry],
+    qrels: Mapping[str, Mapping[str, int]],
+    candidates: Mapping[str, Sequence[str]] | None,
 ) -> str:
     digest = hashlib.sha256()
     for entries in (corpus, queries):
@@ -257,4 +301,6 @@ def _digest(
             digest.update(json.dumps([id, entry.title, entry.text]).encode("ascii"))
         digest.update(b"\n")
     digest.update(json.dumps(qrels, sort_keys=True).encode("ascii"))
+    if candidates is not None:
+        digest.update(json.dumps(candidates, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
