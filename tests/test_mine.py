@@ -159,6 +159,18 @@ def test_negatives_of_one_article(tmp_path: Path) -> None:
     assert all(negatives(row) == [] for row in rows)
 
 
+def test_negatives_by_chance(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "d")
+    rows = mined(data, tmp_path / "m.jsonl", "random", n_negatives=8, depth=30)
+    assert all(len(set(negatives(row))) == 8 for row in rows)
+    places = {id.split("-")[0] for row in rows for id in negatives(row)}
+    assert places == {id.split("-")[0] for id in CORPUS}  # from everywhere
+    assert len({frozenset(negatives(row)) for row in rows}) == len(rows)  # others for each query
+    assert mined(data, tmp_path / "n.jsonl", "random", n_negatives=8, depth=30) == rows
+    others = mined(data, tmp_path / "o.jsonl", "random", n_negatives=8, depth=30, seed=1)
+    assert [row["document_ids"] for row in others] != [row["document_ids"] for row in rows]
+
+
 def test_each_method_offers_its_share_and_others_fill_in(tmp_path: Path) -> None:
     data = write_beir(tmp_path / "d")
     rows = mined(data, tmp_path / "m.jsonl", "bm25", "article", n_negatives=6, duplicate=1.1)

@@ -1,4 +1,4 @@
-"""Hard negatives: what full-text search, a ColBERT or the same article offer beside a question's answer.
+"""Negatives: what full-text search, a ColBERT, the same article or chance offer beside a question's answer.
 
     python -m training.mine --data DIR --method bm25 --method colbert --model DIR --out mined.jsonl
 
@@ -29,7 +29,7 @@ from training.state import begin, claim, digest, hashed, hold, weights_digest
 SHINGLE = 8  # characters
 BLOCK = 512  # queries that are searched at once
 
-METHODS = ("bm25", "colbert", "article")
+METHODS = ("bm25", "colbert", "article", "random")
 # Queries -> for each, document ids, best first.
 Search = Callable[[Sequence[str]], list[list[str]]]
 
@@ -38,7 +38,8 @@ def main(
     data: Annotated[Path, typer.Option(help="folder in BEIR layout")],
     out: Annotated[Path, typer.Option(help="JSON lines to write")],
     method: Annotated[
-        list[str], typer.Option(help="bm25, colbert or article: where candidates come from; may be repeated")
+        list[str],
+        typer.Option(help="bm25, colbert, article or random: where candidates come from; may be repeated"),
     ],
     split: Annotated[str, typer.Option(help="which qrels")] = "train",
     model: Annotated[str | None, typer.Option(help="of colbert; the bundled one where not given")] = None,
@@ -78,7 +79,7 @@ def main(
         ids = list(answers)[:limit]
         part = work / "part.jsonl"
         done = whole_lines(part)
-        searches = [build(name, corpus, asked, answers, model, depth + skip, device) for name in method]
+        searches = [build(name, corpus, asked, answers, model, depth + skip, device, seed) for name in method]
         with part.open("a", encoding="utf-8") as file:
             starts = range(done - done % BLOCK, len(ids), BLOCK)
             for start in track(starts, "mining", console=console):
@@ -139,6 +140,7 @@ def build(
     model: str | None,
     k: int,
     device: str | None,
+    seed: int,
 ) -> Search:
     """A search of one kind, from query ids to document ids, best first."""
     documents = [Document(id, row["text"], title=row.get("title") or "") for id, row in corpus.items()]
@@ -149,6 +151,8 @@ def build(
         return lambda ids: [list(system.search(asked[id]["text"], k)) for id in ids]
     if method == "article":
         return same_article(documents, answers)
+    if method == "random":
+        return by_chance(list(corpus), k, seed)
     from jacolbert_rag import JaColBERTRetriever
 
     retriever = JaColBERTRetriever.from_pretrained(model, device=device)
@@ -172,6 +176,16 @@ def same_article(documents: Sequence[Document], answers: Mapping[str, Sequence[s
         [id for answer in answers[query_id] for id in of_title.get(title[answer] or "", [])]
         for query_id in ids
     ]
+
+
+def by_chance(documents: Sequence[str], k: int, seed: int) -> Search:
+    """Any k documents, others for each query. Nearly all are easy to tell from an answer."""
+
+    def draw(query_id: str) -> list[str]:
+        rows = np.random.default_rng((seed, hashed(query_id), k)).integers(len(documents), size=k)
+        return list(dict.fromkeys(documents[row] for row in rows))
+
+    return lambda ids: [draw(query_id) for query_id in ids]
 
 
 def drawn(
