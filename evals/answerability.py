@@ -81,7 +81,7 @@ def main(
     """Measure how often search abstains."""
     from rich.console import Console
 
-    from evals import reports
+    from evals import reports, results
 
     console = Console()
     try:
@@ -91,7 +91,7 @@ def main(
         task = datasets.load_task(data, split, limit=limit)
         engine = systems.build_engine(task.documents, model=model)
         row = measure(engine, task, datasets.unanswerable(data, split), MODES[mode])
-        row["signature"] = reports.signature(task, systems.JaColBERT(engine, mode), k=1)
+        row["signature"] = results.signature(task, systems.JaColBERT(engine, mode), k=1)
         engine.close()
         reports.write_rows(json, [row])
     except JaColBERTError as error:

@@ -61,13 +61,14 @@ class _Entry(NamedTuple):
     text: str
 
 
-def load_task(folder: Path, split: str, *, limit: int | None = None) -> Task:
+def load_task(folder: Path, split: str, *, limit: int | None = None, name: str | None = None) -> Task:
     """Read a folder in BEIR layout.
 
     Args:
         folder: holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv; each may end in .gz.
         split: such as "dev".
         limit: keep the first queries only; the corpus stays whole.
+        name: the task's; None is the folder's.
 
     Raises:
         DatasetError: a file is missing, a line is broken, an id is unknown or occurs twice, or there
@@ -102,7 +103,7 @@ def load_task(folder: Path, split: str, *, limit: int | None = None) -> Task:
     kept = ids[:limit]
     candidates = _read_candidates(folder, split, ids, corpus)
     return Task(
-        name=folder.resolve().name,
+        name=name or folder.resolve().name,
         split=split,
         documents=tuple(Document(id, entry.text, title=entry.title) for id, entry in corpus.items()),
         queries={id: asked[id].text for id in kept},

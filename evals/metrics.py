@@ -10,7 +10,9 @@ from typing import Any
 
 from jacolbert_rag.errors import OptionalDependencyError
 
-MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
+MEASURES = (
+    "nDCG@10", "MRR@10", "MAP@10", "Recall@1", "Recall@3", "Recall@5", "Recall@10", "Recall@100", "Hit@10",
+)  # fmt: skip
 
 NAME_LENGTH = 8  # hex digits that stand for a document id while ranx counts
 

@@ -1,100 +1,308 @@
-"""Command line: score systems on a folder in BEIR layout.
+"""Command line: measure systems on datasets.
 
-python -m evals.run --data FOLDER --split dev --system bm25 --system jacolbert --json results.json
+    python -m evals.run --all                                   # every dataset that is at hand or can be had
+    python -m evals.run --all --offline --data-root FOLDER      # nothing from the network
+    python -m evals.run --data FOLDER --split dev --system bm25 --system hybrid --json results.json
+
+Each dataset and system is measured in a process of its own, and its result kept below --out: started again,
+a run goes on where it was. What fails is a row that says why; the rest goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json as json_module
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jacolbert_rag.errors import JaColBERTError
+from evals.options import fail
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from evals.cell import Spec
+    from evals.places import Place
+    from evals.results import Cell
 
-    from evals.datasets import Task
-    from evals.reports import Result
-    from evals.systems import System
-
-RUN_K = 100  # results a query, for Recall@100
-BATCH_QUERIES = 512  # searched at once: bounds the memory of embedded queries, and lets progress show
+DEFAULT_OUT = Path("runs") / "evals"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+@dataclass
+class Job:
+    """One dataset and one system, on its way.
+
+    Attributes:
+        dataset: name and split.
+        system: its name.
+        spec: what its process is told; None where the dataset is not at hand.
+        file: of its cell.
+        state: for people: waiting, a phase, a figure, or why there is none.
+        cell: what was measured.
+        error: why nothing was.
+    """
+
+    dataset: str
+    system: str
+    spec: Spec | None
+    file: Path
+    measure: str
+    state: str = "waiting"
+    cell: Cell | None = None
+    error: str = ""
+
+
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(help="Folder in BEIR layout, plain or .gz.", metavar="FOLDER")],
-    split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")],
+    all: Annotated[bool, typer.Option("--all", help="Every dataset there is.")] = False,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="By name; evals.prepare lists them. May be repeated.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder in BEIR layout, plain or .gz.", metavar="FOLDER")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels/SPLIT.tsv of --data.")] = None,
+    data_root: Annotated[
+        list[Path] | None, typer.Option(help="With --all: folders of such folders.", metavar="FOLDER")
+    ] = None,
     system: Annotated[
-        list[str], typer.Option(help="bm25, jacolbert, jacolbert-exact or hybrid; may be repeated.")
-    ],
-    json: Annotated[Path, typer.Option(help="Where the results go; overwritten.", metavar="FILE")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", metavar="N")] = None,
+        list[str] | None,
+        typer.Option(
+            help="bm25, bm25-bigram, jacolbert, jacolbert-exact, hybrid, rerank, dense:MODEL, "
+            "cross-encoder:MODEL; may be repeated. The first six where not given."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a ColBERT; the bundled one where not given.")
     ] = None,
+    head: Annotated[
+        str, typer.Option(help="linear, or none: without the projection, as some published figures are.")
+    ] = "linear",
+    query_length: Annotated[
+        str | None, typer.Option(help="Rule of [MASK]s in place of the model's: paper, jqara, fixed(32), …")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N queries of each.", metavar="N")
+    ] = None,
+    offline: Annotated[bool, typer.Option(help="Never ask the network.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Measured at once; more than one makes latencies longer.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results, indexes and reports; goes on with what is there.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Where the results go; overwritten.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Score retrieval systems: the whole corpus is searched, the mean is over all queries."""
+    """Measure retrieval systems: the mean is over all queries, and what a system lacks counts 0."""
+    from evals import metrics, reports, systems
+    from evals.sources import Library
+
+    names = list(system or systems.KNOWN_SYSTEMS)
+    library = Library(offline=offline)
     try:
-        results = run(data, split, system, json=json, limit=limit, model=model)
+        systems.check_names(names)
+        if json is not None:
+            reports.check_writable(json)
+        metrics.load_ranx()  # an hour of encoding must not end in a missing package
+        wanted = chosen(all, dataset or [], data, split, data_root or [], library)
+        with ExitStack() as stack:
+            folder = out
+            if folder is None:
+                # A single folder is asked once; all datasets are worth going on with.
+                folder = DEFAULT_OUT if all else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder.mkdir(parents=True, exist_ok=True)
+            model = _with_head(model, head, folder)
+            fingerprint = _fingerprint(model, query_length, names)
+            made = [
+                job
+                for place in wanted
+                for job in jobs_of(place, names, model, query_length, limit, fingerprint, folder)
+            ]
+            measure(made, jobs)
+            failed = [job for job in made if job.error and job.spec is not None]
+            reports.finish(made, folder if out is not None or all else None, json)
+            if failed and not all:
+                raise InvalidInputError(
+                    "; ".join(f"{job.dataset}, {job.system}: {job.error}" for job in failed)
+                )
     except JaColBERTError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(f"{len(results)} results are in {json}", err=True)
+        raise fail(error) from error
+    if failed:
+        raise typer.Exit(1)
 
 
-def run(
-    data: Path, split: str, names: list[str], *, json: Path, limit: int | None, model: str | None
-) -> list[Result]:
-    """Load, measure each system, print the table, write the file.
+def chosen(
+    all: bool,
+    datasets: Sequence[str],
+    data: Path | None,
+    split: str | None,
+    roots: Sequence[Path],
+    library: Any,
+) -> list[Place]:
+    """The datasets that the command line names.
 
     Raises:
-        JaColBERTError: an input cannot be used; the message says which and what to do.
+        InvalidInputError: it names none, or some that are not there.
     """
-    from rich.console import Console
-    from rich.text import Text
+    from evals import places
 
-    from evals import datasets, metrics, reports, systems
+    found = [places.named(name, library) for name in datasets]
+    if data is not None:
+        split = split or places.split_of(data, None) or "test"
+        found.append(places.Place(data.resolve().name, data, split, is_named=True))
+    elif split is not None:
+        raise InvalidInputError("--split is of --data, which is not given. Name a folder with --data.")
+    if all:
+        known = {place.name for place in found}
+        found += [place for place in places.all_places(roots, library) if place.name not in known]
+    elif roots:
+        raise InvalidInputError("--data-root goes with --all. For one folder there is --data.")
+    if not found:
+        raise InvalidInputError(
+            "No dataset is named. Pass --all, --dataset NAME or --data FOLDER --split SPLIT."
+        )
+    return found
 
-    systems.check_names(names)
-    reports.check_writable(json)
-    metrics.load_ranx()  # an hour of encoding must not end in a missing package
-    err = Console(stderr=True)
-    task = datasets.load_task(data, split, limit=limit)
-    err.print(
-        Text(f"{task.name} {split}: {len(task.queries):,} queries, {len(task.documents):,} documents"),
-    )
-    results = [measure(task, system, err) for system in systems.build(names, task.documents, model=model)]
-    reports.print_results(results)
-    reports.write_json(json, results)
-    return results
+
+def jobs_of(
+    place: Place,
+    names: Sequence[str],
+    model: str | None,
+    query_length: str | None,
+    limit: int | None,
+    fingerprint: str,
+    out: Path,
+) -> list[Job]:
+    """What is to be measured on a dataset; what has been is not measured again.
+
+    Raises:
+        DatasetError: a folder that was named cannot be used.
+    """
+    from evals.cell import RUN_K, Spec
+    from evals.datasets import load_task
+    from evals.results import Cell
+
+    label = f"{place.name} {place.split}"
+    if place.folder is None:
+        return [Job(label, name, None, out, place.measure, error=place.reason) for name in names]
+    try:
+        task = load_task(place.folder, place.split, limit=limit, name=place.name)
+    except JaColBERTError as error:
+        if place.is_named:
+            raise
+        return [Job(label, name, None, out, place.measure, error=str(error)) for name in names]
+    found = []
+    for name in names:
+        # The code too: another way to search is another result.
+        own = fingerprint if name.startswith(("jacolbert", "hybrid", "rerank")) else ""
+        key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, _code()])
+        index = out / "indexes" / _digest([task.digest, own.partition("|")[0], _code()])
+        spec = Spec(place.name, str(place.folder), place.split, limit, name, model, query_length, str(index))
+        job = Job(label, name, spec, out / "cells" / f"{place.name}-{place.split}-{key}.json", place.measure)
+        if job.file.exists():
+            job.cell = Cell.load(job.file)
+        found.append(job)
+    return found
 
 
-def measure(task: Task, system: System, err: Console) -> Result:
-    """Search all queries, score what was found, and time single queries."""
-    from rich.progress import track
+def measure(jobs: Sequence[Job], n_at_once: int) -> None:
+    """Run what has no result yet, and show how far all are."""
+    from evals import reports
 
-    from evals import metrics, reports, systems
+    waiting = [job for job in jobs if job.cell is None and not job.error]
+    with reports.live(jobs) as refresh, ThreadPoolExecutor(n_at_once) as pool:
+        for _ in pool.map(lambda job: run_job(job, refresh), waiting):
+            pass
 
-    queries = list(task.queries.values())
-    found: list[dict[str, float]] = []
-    starts = range(0, len(queries), BATCH_QUERIES)
-    for start in track(starts, description=f"{system.name}: searching", console=err):
-        found += system.search_many(queries[start : start + BATCH_QUERIES], RUN_K)
-    values = metrics.per_query(task.qrels, dict(zip(task.queries, found, strict=True)))
-    return reports.Result(
-        dataset=task.name,
-        split=task.split,
-        system=system.name,
-        measures=metrics.mean(values),
-        n_queries=len(queries),
-        latency_ms=systems.latency_ms(system, queries),
-        signature=reports.signature(task, system, k=RUN_K),
-    )
+
+def run_job(job: Job, refresh: Callable[[], None]) -> None:
+    """Measure one dataset and system in another process."""
+    from evals.results import Cell
+
+    assert job.spec is not None
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        spec, said = Path(place) / "spec.json", Path(place) / "messages.txt"
+        job.spec.save(spec)
+        with said.open("w+", encoding="utf-8", errors="replace") as messages:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "evals.cell", str(spec), str(job.file)],
+                cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=messages, text=True,
+            )  # fmt: skip
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    phase, _, counts = line.strip().partition(" ")
+                    done, _, total = counts.partition(" ")
+                    job.state = phase
+                    if total.isdecimal() and int(total) > 1 and done != "0":
+                        job.state += f" {100 * int(done) // int(total)} %"
+                    refresh()
+                status = process.wait()
+            except BaseException:
+                process.kill()
+                raise
+            messages.seek(0)
+            lines = messages.read().strip().splitlines()
+    if status == 0:
+        job.cell, job.state = Cell.load(job.file), "done"
+    else:
+        last = lines[-1] if lines else ""
+        ended = (
+            f"its process ended with status {status}" if status > 0 else f"signal {-status} ended its process"
+        )
+        job.error = last.removeprefix("error: ") if last.startswith("error: ") else f"{ended}: {last}"
+    refresh()
+
+
+def _with_head(model: str | None, head: str, out: Path) -> str | None:
+    """The model, or a copy of it whose projection changes nothing."""
+    if head == "linear":
+        return model
+    if head != "none":
+        raise InvalidInputError(f"--head is {head!r}; expected linear or none.")
+    from evals.heads import without_head
+
+    return str(without_head(model, out / "models"))
+
+
+def _fingerprint(model: str | None, query_length: str | None, names: Sequence[str]) -> str:
+    """What the figures of JaColBERT's ways depend on; read now, so that a wrong name is told at once."""
+    from evals.systems import OF_ENGINE
+
+    if not any(name in OF_ENGINE for name in names):
+        return ""
+    from jacolbert_rag.encode import checkpoint
+
+    overrides = {"query_length": query_length} if query_length is not None else None
+    loaded = checkpoint.load(model, overrides=overrides)  # type: ignore[arg-type]
+    return f"{loaded.fingerprint}|{loaded.config.query_length}"
+
+
+def _code() -> str:
+    """Digest of the library's code."""
+    import jacolbert_rag
+
+    folder = Path(jacolbert_rag.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json_module.dumps(value).encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

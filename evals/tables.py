@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evals.metrics import MEASURES
+from evals.reports import SHOWN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -57,10 +57,10 @@ def abstaining(results: list[dict[str, Any]]) -> str:
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """A Markdown table, one line a result."""
-    heads = ["dataset", "questions", "system", *MEASURES, "p50 ms"]
+    heads = ["dataset", "questions", "system", *SHOWN, "p50 ms"]
     lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
     for row in results:
-        values = [f"{row['measures'][name]:.3f}" for name in MEASURES]
+        values = [f"{row['measures'][name]:.3f}" for name in SHOWN]
         where = f"{row['dataset']} {row['split']}"
         lines.append(
             [where, str(row["n_queries"]), row["system"], *values, f"{row['latency_ms']['p50']:.1f}"]

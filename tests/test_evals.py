@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import jacolbert_rag
 from evals import metrics, reports, systems
 from evals.datasets import DatasetError, load_task, unanswerable
+from evals.results import Result
 from evals.run import app
 from jacolbert_rag import CandidateConfig, Document, InvalidInputError, StoreConfig
 from jacolbert_rag.encode.encoder import Encoder
@@ -278,7 +280,12 @@ def naive(measure: str, judged: dict[str, int], scores: dict[str, float]) -> flo
     gains = [max(0, judged.get(doc, 0)) for doc in ranking]
     if name == "MRR":
         return next((1 / rank for rank, gain in enumerate(gains, 1) if gain), 0.0)
+    if name == "Hit":
+        return float(any(gains))
     relevant = sorted((score for score in judged.values() if score > 0), reverse=True)
+    if name == "MAP":
+        hits = [rank for rank, gain in enumerate(gains, 1) if gain]
+        return sum(n / rank for n, rank in enumerate(hits, 1)) / len(relevant) if relevant else 0.0
     if name == "Recall":
         return sum(gain > 0 for gain in gains) / len(relevant) if relevant else 0.0
     ideal = sum(gain / math.log2(i + 2) for i, gain in enumerate(relevant[: int(k)]))
@@ -432,7 +439,8 @@ def is_pooled(engine) -> bool:
 
 def test_unknown_systems_are_answered_with_the_known():
     with pytest.raises(
-        InvalidInputError, match=r"no system 'splade'; known are bm25, jacolbert, jacolbert-exact, hybrid"
+        InvalidInputError,
+        match=r"no system 'splade'; known are bm25, bm25-bigram, jacolbert, jacolbert-exact",
     ):
         systems.check_names(["bm25", "splade"])
     with pytest.raises(InvalidInputError, match="'bm25' is named twice"):
@@ -480,17 +488,21 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     results = json.loads(file.read_text("utf-8"))
-    assert [result["system"] for result in results] == ["bm25", "jacolbert", "jacolbert-exact", "hybrid"]
+    assert [result["system"] for result in results] == list(systems.KNOWN_SYSTEMS)
     for result in results:
-        assert set(result) == {
-            *("dataset", "split", "system", "measures", "n_queries", "latency_ms", "signature")
-        }
+        assert set(result) == {field.name for field in fields(Result)}
         assert (result["dataset"], result["split"], result["n_queries"]) == ("小さな資料", "dev", 4)
-        assert list(result["measures"]) == ["nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100"]
+        assert list(result["measures"]) == list(result["intervals"]) == list(metrics.MEASURES)
+        for name, (low, high) in result["intervals"].items():
+            assert 0 <= low <= result["measures"][name] <= high <= 1
         assert all(type(value) is float and 0 <= value <= 1 for value in result["measures"].values())
         assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"]
+        assert result["queries_per_s"] > 0
+        assert result["bytes_per_document"] > 0
+        assert 100 < result["peak_mb"] < 10_000
+        assert result["n_documents"] == 10
         assert result["signature"] in done.stdout
-    bm25, proposed, exact, hybrid = results
+    bm25, _, proposed, exact, hybrid, reranked = results
     assert hybrid["measures"]["Recall@10"] == 1
     assert "|min-max:" in hybrid["signature"]
     assert bm25["measures"]["MRR@10"] == 1
@@ -506,6 +518,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     settings = f"|n_nearest:{near.n_nearest}|n_candidates:{near.n_candidates}|ef:{near.ef_search}|qlen:paper|"
     assert settings in proposed["signature"]
     assert "|n_nearest:" not in exact["signature"]
+    assert "|of:bm25:100|" in reranked["signature"]
     for text in (
         "小さな資料 dev",
         "jacolbert-exact",
@@ -514,8 +527,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
         f"{exact['measures']['nDCG@10']:.4f}",
     ):
         assert text in done.stdout
-    assert "searching" in done.stderr
-    assert "searching" not in done.stdout
+    assert "小さな資料 dev, hybrid: done" in done.stderr
 
     again = invoke(*args)
     repeated = json.loads(file.read_text("utf-8"))
@@ -555,7 +567,7 @@ def test_help_loads_neither_torch_nor_ranx():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--system": "splade"}, "known are bm25, jacolbert, jacolbert-exact, hybrid"),
+        ({"--system": "splade"}, "known are bm25, bm25-bigram, jacolbert, jacolbert-exact"),
         ({"--split": "test"}, "Splits that are there: dev."),
         ({"--data": "どこにもない"}, "どこにもない is no folder"),
         ({"--json": "どこにもない/out.json"}, "there is no folder どこにもない"),
