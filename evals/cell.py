@@ -137,6 +137,7 @@ def measure(task: Task, system: System, say: Progress, *, build_s: float | None)
             {name: values[name][id] for name in values},
             list(hits.items())[:KEPT],
             _first(hits, task.qrels[id]),
+            task.queries[id],
         )
         for id, hits in run.items()
     }

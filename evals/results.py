@@ -65,11 +65,13 @@ class Answered:
         values: measure -> value.
         found: the best documents and their scores, in order.
         first: rank of the first relevant document, from 1; None where none was found.
+        text: the query.
     """
 
     values: Mapping[str, float]
     found: Sequence[tuple[str, float]]
     first: int | None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Cell:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             queries = {
-                id: Answered(each["values"], [tuple(pair) for pair in each["found"]], each["first"])
+                id: Answered(
+                    each["values"], [tuple(pair) for pair in each["found"]], each["first"], each["text"]
+                )
                 for id, each in content["queries"].items()
             }
             return cls(Result(**content["result"]), queries)

@@ -1,0 +1,205 @@
+"""Command line: a folder in BEIR layout from your own questions and passages.
+
+    python -m evals.init my_eval --pairs faq.csv        # columns are found by their names
+    python -m evals.init my_eval --pairs pairs.jsonl --question 質問 --passage 回答 --documents all.jsonl
+
+Each pair is a question and a passage that answers it; --documents adds passages that nobody asked for, among
+which the right one must be found. Equal passages are one. Then: evals.run --data my_eval --split test
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evals.options import fail
+from jacolbert_rag.encode.normalize import clean
+from jacolbert_rag.errors import InvalidInputError, JaColBERTError
+
+# Names of columns that say what they hold, the likeliest first.
+QUESTIONS = ("question", "query", "質問", "問い", "クエリ", "q")
+PASSAGES = ("passage", "answer", "text", "document", "content", "回答", "本文", "文書", "段落", "a")
+TITLES = ("title", "タイトル", "題名", "見出し", "件名")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and a passage that answers it."""
+
+    question: str
+    title: str
+    text: str
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="to make", metavar="FOLDER")],
+    pairs: Annotated[Path, typer.Option(help="CSV, TSV or JSON lines: a question and its passage a row.")],
+    documents: Annotated[
+        Path | None, typer.Option(help="More passages, in the same formats; no questions.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Column of questions.")] = None,
+    passage: Annotated[str | None, typer.Option(help="Column of passages.")] = None,
+    title: Annotated[str | None, typer.Option(help="Column of titles.")] = None,
+    split: Annotated[str, typer.Option(help="What the questions are called.")] = "test",
+) -> None:
+    """Make a folder to measure on from question-passage pairs."""
+    try:
+        n_questions, n_passages = make(folder, pairs, documents, question, passage, title, split)
+    except JaColBERTError as error:
+        raise fail(error) from error
+    typer.echo(f"{folder}: {n_questions:,} questions, {n_passages:,} passages. Now:", err=True)
+    typer.echo(f"python -m evals.run --data {folder} --split {split}")
+
+
+def make(
+    folder: Path,
+    pairs: Path,
+    documents: Path | None,
+    question: str | None,
+    passage: str | None,
+    title: str | None,
+    split: str,
+) -> tuple[int, int]:
+    """Write the folder; how many questions and passages it has.
+
+    Raises:
+        InvalidInputError: the folder is not empty, a file cannot be read, or a column is not there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidInputError(f"{folder} is there already. Name a new folder.")
+    ids: dict[tuple[str, str], str] = {}
+    asked: dict[str, str] = {}
+    judged: dict[tuple[str, str], None] = {}
+    read = read_pairs(pairs, question, passage, title)
+    for pair in read:
+        document = ids.setdefault((pair.title, pair.text), f"d{len(ids) + 1}")
+        query = asked.setdefault(pair.question, f"q{len(asked) + 1}")
+        judged[query, document] = None
+    if documents is not None:
+        for row_title, text in read_passages(documents, passage, title):
+            ids.setdefault((row_title, text), f"d{len(ids) + 1}")
+    (folder / "qrels").mkdir(parents=True)
+    _write(folder / "corpus.jsonl", ({"_id": id, "title": t, "text": text} for (t, text), id in ids.items()))
+    _write(folder / "queries.jsonl", ({"_id": id, "text": text} for text, id in asked.items()))
+    lines = ["query-id\tcorpus-id\tscore\n", *(f"{query}\t{document}\t1\n" for query, document in judged)]
+    (folder / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    return len(asked), len(ids)
+
+
+def read_pairs(path: Path, question: str | None, passage: str | None, title: str | None) -> list[Pair]:
+    """The pairs of a file, in its order; rows without a question or a passage are an error.
+
+    Raises:
+        InvalidInputError: with the file and the row.
+    """
+    rows = read_rows(path)
+    asks = column(path, rows, question, QUESTIONS, "question")
+    says = column(path, rows, passage, PASSAGES, "passage")
+    heads = column(path, rows, title, TITLES, "title") if title is not None else _known(rows, TITLES)
+    found = []
+    for n, row in enumerate(rows, start=1):
+        for name in (asks, says):
+            if not clean(row.get(name, "")).strip():
+                raise InvalidInputError(f"{path}, row {n}: {name!r} is empty. Fill it in, or drop the row.")
+        found.append(Pair(row[asks].strip(), row.get(heads, "").strip() if heads else "", row[says].strip()))
+    return found
+
+
+def read_passages(path: Path, passage: str | None, title: str | None) -> list[tuple[str, str]]:
+    """Titles and texts of a file, those without text left out.
+
+    Raises:
+        InvalidInputError: it cannot be read, or has no column of passages.
+    """
+    rows = read_rows(path)
+    says = column(path, rows, passage, PASSAGES, "passage")
+    heads = column(path, rows, title, TITLES, "title") if title is not None else _known(rows, TITLES)
+    return [
+        (row.get(heads, "").strip() if heads else "", row[says].strip())
+        for row in rows
+        if clean(row.get(says, "")).strip()
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a .csv, .tsv or .jsonl file as column -> text.
+
+    Raises:
+        InvalidInputError: it cannot be read, or has no rows.
+    """
+    try:
+        # Excel writes a byte order mark before its CSV.
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f'{path} is not UTF-8 ({error}). In Excel, save it as "CSV UTF-8".'
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read ({error}). Check the name.") from error
+    if path.suffix in (".jsonl", ".json"):
+        rows = [_object(path, n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    else:
+        lines = text.splitlines(keepends=True)
+        try:
+            read = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+        except csv.Error as error:
+            raise InvalidInputError(f"{path} is no table that can be read ({error}).") from error
+        rows = [{key: value or "" for key, value in row.items() if key} for row in read]
+    if not rows:
+        raise InvalidInputError(f"{path} has no rows. Write the columns' names, and then a pair a row.")
+    return rows
+
+
+def _object(path: Path, n: int, line: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InvalidInputError(f"{path}, line {n}: not JSON ({error}). Write one object a line.") from error
+    if not isinstance(row, dict):
+        raise InvalidInputError(f"{path}, line {n}: a {type(row).__name__}; expected an object a line.")
+    return {str(key): "" if value is None else str(value) for key, value in row.items()}
+
+
+def column(
+    path: Path, rows: Sequence[Mapping[str, str]], wanted: str | None, known: Sequence[str], what: str
+) -> str:
+    """The column of that name, or the first whose name says what it holds.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    there = list(rows[0])
+    if wanted is not None:
+        if wanted not in there:
+            raise InvalidInputError(f"{path} has no column {wanted!r}; it has {', '.join(there)}.")
+        return wanted
+    found = _known(rows, known)
+    if not found:
+        raise InvalidInputError(
+            f"{path} has the columns {', '.join(there)}; none is named like a {what}. Pass --{what} COLUMN."
+        )
+    return found
+
+
+def _known(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
+    """The first of these columns that is there, else ""; capitals do not count."""
+    lowered = {name.strip().lower(): name for name in rows[0]}
+    return next((lowered[name] for name in names if name in lowered), "")
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    app()

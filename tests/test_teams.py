@@ -1,0 +1,241 @@
+"""What a team needs around its own documents: a folder from pairs, two systems compared, a gate for CI."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from evals import compare, gate, init, results
+from evals.datasets import load_task
+
+runner = CliRunner()
+
+
+def call(app: Any, *args: object) -> Any:
+    return runner.invoke(app, [str(arg) for arg in args])
+
+
+def put(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+# A folder from pairs.
+
+CSV = """質問,回答,タイトル
+"申請は, いつまで?","翌月の5日までです。
+遅れないこと。",経費
+誰に聞く?,総務部です。,
+"""
+
+
+def test_pairs_become_a_folder_that_can_be_measured(tmp_path: Path) -> None:
+    again = '締切は?,"翌月の5日までです。\n遅れないこと。",経費\n誰に聞く?,総務部です。,\n'
+    pairs = put(tmp_path / "faq.csv", "\ufeff" + CSV + again)
+    more = put(
+        tmp_path / "all.jsonl",
+        '{"text": "別の文書。"}\n{"text": "総務部です。", "title": null}\n{"text": " "}\n',
+    )
+    done = call(init.app, tmp_path / "eval", "--pairs", pairs, "--documents", more)
+    assert done.exit_code == 0, done.output
+    assert "3 questions, 3 passages" in done.stderr
+    assert done.stdout.strip() == f"python -m evals.run --data {tmp_path / 'eval'} --split test"
+    task = load_task(tmp_path / "eval", "test")
+    assert list(task.queries.values()) == ["申請は, いつまで?", "誰に聞く?", "締切は?"]
+    assert [document.passage for document in task.documents] == [
+        "経費 翌月の5日までです。\n遅れないこと。", "総務部です。", "別の文書。",
+    ]  # fmt: skip
+    assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d1": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "query\tanswer\n湖は?\t琵琶湖です。\n"),
+        ("a.jsonl", '{"q": "湖は?", "a": "琵琶湖です。"}\n\n'),
+        ("a.csv", "no,Question,Passage\n1,湖は?,琵琶湖です。\n"),
+    ],
+)
+def test_columns_are_found_by_their_names(tmp_path: Path, name: str, text: str) -> None:
+    assert init.read_pairs(put(tmp_path / name, text), None, None, None) == [
+        init.Pair("湖は?", "", "琵琶湖です。")
+    ]
+
+
+def test_columns_may_be_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "text,x,y\n題,湖は?,琵琶湖です。\n")
+    assert init.read_pairs(path, "x", "y", "text") == [init.Pair("湖は?", "題", "琵琶湖です。")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "a.csv",
+            "x,y\n1,2\n",
+            "has the columns x, y; none is named like a question. Pass --question COLUMN",
+        ),
+        ("a.csv", "question,y\n1,2\n", "none is named like a passage"),
+        ("a.csv", "question,passage\n湖は?,\n", "row 1: 'passage' is empty"),
+        ("a.csv", "question,passage\n湖は?,湖\n ,湖\n", "row 2: 'question' is empty"),
+        ("a.csv", "question,passage\n", "has no rows"),
+        ("a.csv", 'question,passage\n"湖は?,湖\n', "is no table that can be read"),
+        ("a.jsonl", '{"question": "湖は?"\n', "line 1: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: a list; expected an object a line"),
+    ],
+)
+def test_pairs_that_cannot_be_used(tmp_path: Path, name: str, text: str, words: str) -> None:
+    done = call(init.app, tmp_path / "eval", "--pairs", put(tmp_path / name, text))
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "eval").exists()
+
+
+def test_other_things_that_are_refused(tmp_path: Path) -> None:
+    pairs = put(tmp_path / "a.csv", "question,passage\n湖は?,琵琶湖\n")
+    sjis = put(tmp_path / "b.csv", "question,passage\n湖は?,琵琶湖\n", "cp932")
+    assert 'save it as "CSV UTF-8"' in " ".join(
+        call(init.app, tmp_path / "e", "--pairs", sjis).stderr.split()
+    )
+    assert "cannot be read" in call(init.app, tmp_path / "e", "--pairs", tmp_path / "no.csv").stderr
+    wrong = call(init.app, tmp_path / "e", "--pairs", pairs, "--title", "題")
+    assert "has no column '題'" in wrong.stderr
+    assert call(init.app, tmp_path / "e", "--pairs", pairs).exit_code == 0
+    again = call(init.app, tmp_path / "e", "--pairs", pairs)
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+
+# Two systems compared.
+
+MEANS = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
+
+
+def cell(system: str, values: dict[str, float], dataset: str = "湖", signature: str = "") -> results.Cell:
+    measures = dict.fromkeys(MEANS, sum(values.values()) / len(values))
+    row = results.Result(
+        dataset, "dev", system, measures, {}, len(values), 9, 0, {}, 1, None, None, 1, "", signature
+    )
+    queries = {
+        id: results.Answered(dict.fromkeys(MEANS, v), [], None, f"{id}は?") for id, v in values.items()
+    }
+    return results.Cell(row, queries)
+
+
+def test_two_systems_of_a_run(tmp_path: Path) -> None:
+    old = {f"q{i}": 0.5 for i in range(30)}
+    new = {id: 1.0 if i else 0.0 for i, id in enumerate(old)}
+    cell("bm25", old).save(tmp_path / "cells" / "a.json")
+    cell("hybrid", new).save(tmp_path / "cells" / "b.json")
+    file = tmp_path / "[比較].json"
+    done = call(compare.app, "bm25", "hybrid", "--out", tmp_path, "--top", 2, "--json", file)
+    assert done.exit_code == 0, done.output
+    (first, *_) = rows = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["measure"] for row in rows] == list(MEANS)
+    assert (first["wins"], first["ties"], first["losses"]) == (29, 0, 1)
+    assert first["difference"] == pytest.approx(29 / 30 - 0.5)
+    assert first["low"] < first["difference"] < first["high"]
+    assert first["p"] < 0.01
+    assert "+46.67" in done.stdout
+    assert done.stdout.count("0.500  1.000") == 2
+    assert "0.500  0.000  q0  q0は?" in done.stdout
+    by_file = call(
+        compare.app, tmp_path / "cells" / "a.json", tmp_path / "cells" / "b.json", "--measures", "MRR@10"
+    )
+    assert by_file.exit_code == 0, by_file.output
+    assert "nDCG@10" not in by_file.stdout
+
+
+def test_two_run_files(tmp_path: Path) -> None:
+    qrels = put(tmp_path / "qrels", "q1 0 湖 1\nq2 0 山 1\n")
+    a = put(tmp_path / "a.trec", "q1 Q0 山 1 2 a\nq1 Q0 湖 2 1 a\nq2 Q0 山 1 1 a\n")
+    b = put(tmp_path / "b.trec", "q1 Q0 湖 1 2 b\nq2 Q0 湖 1 1 b\n")
+    done = call(compare.app, a, b, "--qrels", qrels, "--measures", "MRR@10", "Hit@1")
+    assert done.exit_code == 0, done.output
+    assert "0.500  1.000  q1" in done.stdout
+    assert "1.000  0.000  q2" in done.stdout
+
+
+def test_comparisons_that_are_refused(tmp_path: Path) -> None:
+    cell("bm25", {"q1": 1.0}).save(tmp_path / "cells" / "a.json")
+    cell("hybrid", {"q2": 1.0}).save(tmp_path / "cells" / "b.json")
+    cell("rerank", {"q1": 1.0}, "海").save(tmp_path / "cells" / "c.json")
+    cell("rerank", {"q1": 1.0}).save(tmp_path / "cells" / "d.json")
+    out = ["--out", tmp_path]
+    for args, words in [
+        (["bm25", "hybrid"], "are of other queries: 2 are in only one of them, such as 'q1'"),
+        (["bm25", "dense:x"], "has no result of 'dense:x'. Run: python -m evals.run"),
+        (["bm25", "rerank"], "has 'rerank' on 海, 湖. Name one of them with --dataset"),
+        (["bm25", "rerank", "--dataset", "山"], "has no result of 'bm25' on 山"),
+        (["bm25", "bm25", "--measures", "MAP@3"], "was not measured in MAP@3; there are nDCG@10"),
+    ]:
+        done = call(compare.app, *args, *out)
+        assert done.exit_code == 2
+        assert words in done.stderr
+    assert call(compare.app, "bm25", "rerank", "--dataset", "湖", *out).exit_code == 0
+
+
+# A gate.
+
+
+def rows_file(path: Path, figures: dict[str, float], data: str = "q:9|c:5@00ff00ff") -> Path:
+    cells = [cell(name, {"q": value}, signature=f"湖|dev|{data}|{name}|x") for name, value in figures.items()]
+    path.write_text(json.dumps([asdict(each.result) for each in cells]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("now", "max_drop", "status", "words"),
+    [
+        ({"bm25": 0.90, "hybrid": 0.95}, 0.5, 0, "ok   湖 dev, hybrid: 0.9500 -> 0.9500 (+0.00 points)"),
+        ({"bm25": 0.92, "hybrid": 0.9451}, 0.5, 0, "ok   湖 dev, bm25: 0.9000 -> 0.9200 (+2.00 points)"),
+        ({"bm25": 0.90, "hybrid": 0.94}, 0.5, 1, "FELL 湖 dev, hybrid: 0.9500 -> 0.9400 (-1.00 points)"),
+        ({"bm25": 0.90, "hybrid": 0.94}, 1.5, 0, "ok   湖 dev, hybrid"),
+        ({"bm25": 0.90}, 0.5, 1, "FELL 湖 dev, hybrid: 0.9500 -> not measured"),
+    ],
+)
+def test_a_gate(tmp_path: Path, now: dict[str, float], max_drop: float, status: int, words: str) -> None:
+    before = rows_file(tmp_path / "before.json", {"bm25": 0.9, "hybrid": 0.95})
+    today = rows_file(tmp_path / "now.json", now)
+    done = call(gate.app, "--baseline", before, "--results", today, "--max-drop", max_drop)
+    assert done.exit_code == status, done.output
+    assert words in done.stdout
+    assert ("1 of 2 lost more than" in done.stderr) == bool(status)
+
+
+def test_gates_that_are_refused(tmp_path: Path) -> None:
+    before = rows_file(tmp_path / "before.json", {"bm25": 0.9})
+    other = rows_file(tmp_path / "other.json", {"bm25": 0.9}, data="q:9/20|c:5@00ff00ff")
+    for args, words in [
+        (["--baseline", before, "--results", rows_file(tmp_path / "o.json", {"bm25": 1}, "q:8|c:5@00ff00ff")],
+         "the baseline is of 9 queries, c:5@00ff00ff, and today's result of 8 queries"),
+        (["--baseline", put(tmp_path / "x.json", "{}")], "cannot be read as results"),
+        (["--baseline", put(tmp_path / "y.json", "[]"), "--results", before], "The baseline has no results"),
+        (["--baseline", before, "--results", other, "--measure", "MAP@10"], "has no MAP@10"),
+        (["--baseline", before], "there is no dataset '湖'"),
+    ]:  # fmt: skip
+        done = call(gate.app, *args)
+        assert done.exit_code == 2
+        assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_gate_measures_what_the_baseline_has(tmp_path: Path) -> None:
+    """The demo corpus, whose full-text search takes a second."""
+    from evals import run
+
+    first = call(
+        run.app, "--dataset", "demo", "--system", "bm25", "--limit", 20, "--json", tmp_path / "b.json"
+    )
+    assert first.exit_code == 0, first.output
+    same = call(gate.app, "--baseline", tmp_path / "b.json")
+    assert same.exit_code == 0, same.output
+    assert "(+0.00 points)" in same.stdout
+    rows = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    rows[0]["measures"]["nDCG@10"] += 0.006
+    (tmp_path / "b.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert call(gate.app, "--baseline", tmp_path / "b.json").exit_code == 1
