@@ -41,6 +41,7 @@ class Spec:
         model: of JaColBERT: a folder or a hub id; None is the bundled one.
         query_length: rule in place of the model's.
         index: folder of the index that JaColBERT's ways share.
+        language: to ask in, from queries.LANGUAGE.jsonl; None is the dataset's own.
     """
 
     name: str
@@ -51,6 +52,19 @@ class Spec:
     model: str | None
     query_length: str | None
     index: str
+    language: str | None = None
+
+    def task(self) -> Task:
+        """The dataset.
+
+        Raises:
+            DatasetError: it cannot be used.
+        """
+        from evals.datasets import load_task
+
+        return load_task(
+            Path(self.folder), self.split, limit=self.limit, name=self.name, language=self.language
+        )
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -78,9 +92,9 @@ def run(spec: Spec, say: Progress) -> Cell:
     Raises:
         JaColBERTError: the dataset or the model cannot be used.
     """
-    from evals import datasets, systems
+    from evals import systems
 
-    task = datasets.load_task(Path(spec.folder), spec.split, limit=spec.limit, name=spec.name)
+    task = spec.task()
     say("building", 0, len(task.documents))
     index = Path(spec.index)
     was_there = spec.system in systems.OF_ENGINE and (index / "manifest.json").is_file()

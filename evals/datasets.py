@@ -40,6 +40,7 @@ class Task:
         n_split: queries of the split; more than len(queries) where a limit was set.
         digest: 64 hex digits over corpus, queries and qrels of the whole split; packing and limit
             do not change it.
+        corpus_digest: the same over the corpus alone.
         candidates: query id -> ids of the documents that it ranks; None is the whole corpus for all.
     """
 
@@ -50,6 +51,7 @@ class Task:
     qrels: Mapping[str, Mapping[str, int]]
     n_split: int
     digest: str
+    corpus_digest: str = ""
     candidates: Mapping[str, Sequence[str]] | None = None
 
 
@@ -61,7 +63,14 @@ class _Entry(NamedTuple):
     text: str
 
 
-def load_task(folder: Path, split: str, *, limit: int | None = None, name: str | None = None) -> Task:
+def load_task(
+    folder: Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    name: str | None = None,
+    language: str | None = None,
+) -> Task:
     """Read a folder in BEIR layout.
 
     Args:
@@ -69,6 +78,7 @@ def load_task(folder: Path, split: str, *, limit: int | None = None, name: str |
         split: such as "dev".
         limit: keep the first queries only; the corpus stays whole.
         name: the task's; None is the folder's.
+        language: ask the same queries in another one, from queries.LANGUAGE.jsonl; then the name ends in it.
 
     Raises:
         DatasetError: a file is missing, a line is broken, an id is unknown or occurs twice, or there
@@ -78,7 +88,9 @@ def load_task(folder: Path, split: str, *, limit: int | None = None, name: str |
         raise DatasetError(
             f"{folder} is no folder. Name one in BEIR layout: corpus.jsonl, queries.jsonl, qrels/."
         )
-    corpus_file, queries_file = _find(folder, "corpus.jsonl"), _find(folder, "queries.jsonl")
+    asked_in = f".{language}" if language is not None else ""
+    corpus_file = _find(folder, "corpus.jsonl")
+    queries_file = _find(folder, f"queries{asked_in}.jsonl")
     qrels_file = _find(folder, f"qrels/{split}.tsv")
     corpus, asked = _read_entries(corpus_file), _read_entries(queries_file)
     if not any(_has_text(entry) for entry in corpus.values()):
@@ -103,13 +115,14 @@ def load_task(folder: Path, split: str, *, limit: int | None = None, name: str |
     kept = ids[:limit]
     candidates = _read_candidates(folder, split, ids, corpus)
     return Task(
-        name=name or folder.resolve().name,
+        name=(name or folder.resolve().name) + (f"-{language}" if language is not None else ""),
         split=split,
         documents=tuple(Document(id, entry.text, title=entry.title) for id, entry in corpus.items()),
         queries={id: asked[id].text for id in kept},
         qrels={id: judged[id] for id in kept},
         n_split=len(ids),
         digest=_digest(corpus, {id: asked[id] for id in ids}, {id: judged[id] for id in ids}, candidates),
+        corpus_digest=_digest(corpus, {}, {}, None),
         candidates=None if candidates is None else {id: candidates[id] for id in kept},
     )
 

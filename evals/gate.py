@@ -129,7 +129,7 @@ def measured(
             signed = _OF_DATA.search(own[0]["signature"])
             limit = int(signed["n"]) if signed is not None else None
             names = [row["system"] for row in own]
-            jobs = run.jobs_of(place, names, model, None, limit, "", Path(out))
+            jobs = run.jobs_of(place, names, model, None, None, limit, "", Path(out))
             run.measure(jobs, 1)
             if failed := [job for job in jobs if job.error]:
                 raise InvalidInputError(f"{failed[0].dataset}, {failed[0].system}: {failed[0].error}")

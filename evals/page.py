@@ -197,9 +197,7 @@ def looked(jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Looked]:
     spec = jobs[0].spec
     if spec is None or cells[0].result.n_documents > MOST_DOCUMENTS:
         return []
-    from evals.datasets import load_task
-
-    task = load_task(Path(spec.folder), spec.split, limit=spec.limit, name=spec.name)
+    task = spec.task()
     spread = {
         id: max(each.queries[id].values[MAIN] for each in cells)
         - min(each.queries[id].values[MAIN] for each in cells)

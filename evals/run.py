@@ -90,6 +90,9 @@ def main(
     query_length: Annotated[
         str | None, typer.Option(help="Rule of [MASK]s in place of the model's: paper, jqara, fixed(32), …")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Ask in another one: en takes queries.en.jsonl.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N queries of each.", metavar="N")
     ] = None,
@@ -127,7 +130,7 @@ def main(
             made = [
                 job
                 for place in wanted
-                for job in jobs_of(place, names, model, query_length, limit, fingerprint, folder)
+                for job in jobs_of(place, names, model, query_length, language, limit, fingerprint, folder)
             ]
             measure(made, jobs)
             failed = [job for job in made if job.error and job.spec is not None]
@@ -180,6 +183,7 @@ def jobs_of(
     names: Sequence[str],
     model: str | None,
     query_length: str | None,
+    language: str | None,
     limit: int | None,
     fingerprint: str,
     out: Path,
@@ -190,14 +194,20 @@ def jobs_of(
         DatasetError: a folder that was named cannot be used.
     """
     from evals.cell import RUN_K, Spec
-    from evals.datasets import load_task
     from evals.results import Cell
 
-    label = f"{place.name} {place.split}"
+    asked = f"{place.name}-{language}" if language is not None else place.name
+    label = f"{asked} {place.split}"
     if place.folder is None:
         return [Job(label, name, None, out, place.measure, error=place.reason) for name in names]
+
+    def spec_of(system: str, index: str) -> Spec:
+        return Spec(
+            place.name, str(place.folder), place.split, limit, system, model, query_length, index, language
+        )
+
     try:
-        task = load_task(place.folder, place.split, limit=limit, name=place.name)
+        task = spec_of("", "").task()
     except JaColBERTError as error:
         if place.is_named:
             raise
@@ -207,9 +217,10 @@ def jobs_of(
         # The code too: another way to search is another result.
         own = fingerprint if name.startswith(("jacolbert", "hybrid", "rerank")) else ""
         key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, _code()])
-        index = out / "indexes" / _digest([task.digest, own.partition("|")[0], _code()])
-        spec = Spec(place.name, str(place.folder), place.split, limit, name, model, query_length, str(index))
-        job = Job(label, name, spec, out / "cells" / f"{place.name}-{place.split}-{key}.json", place.measure)
+        # One for all splits and languages: documents are embedded once.
+        index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], _code()])
+        file = out / "cells" / f"{task.name}-{place.split}-{key}.json"
+        job = Job(label, name, spec_of(name, str(index)), file, place.measure)
         if job.file.exists():
             job.cell = Cell.load(job.file)
         found.append(job)

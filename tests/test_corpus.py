@@ -120,3 +120,12 @@ def test_passages_are_passages() -> None:
     assert len(set(texts)) == len(texts)
     assert all(60 <= len(text) <= 420 and "\n" not in text for text in texts)
     assert all(row["title"] for row in corpus().values())
+
+
+def test_every_question_is_there_in_english() -> None:
+    english = _rows("queries.en.jsonl")
+    assert [row["_id"] for row in english] == list(queries())
+    for row in english:
+        assert row["text"].isascii(), row["_id"]
+        assert row["metadata"]["split"] == queries()[row["_id"]]["metadata"]["split"]
+    assert len({row["text"] for row in english}) == len(english)

@@ -395,3 +395,26 @@ def test_ranks_of_the_first_right_passage() -> None:
         ("11–100", 2 / 8),
         ("none", 1 / 8),
     ]
+
+
+def test_questions_in_another_language(root: Path, tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "文書")
+    lines = [json.dumps({"_id": id, "text": f"What is {id}?"}) for id in ASKED]
+    (folder / "queries.en.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    own, english = load_task(folder, "dev"), load_task(folder, "dev", language="en")
+    assert (english.name, english.qrels) == ("文書-en", own.qrels)
+    assert list(english.queries.values()) == ["What is q1?", "What is q2?", "What is q3?"]
+    assert english.corpus_digest == own.corpus_digest
+    assert english.digest != own.digest
+    done = call(
+        "--data", folder, "--split", "dev", "--language", "en", "--system", "bm25", "--out", tmp_path / "o"
+    )
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads((tmp_path / "o" / "results.json").read_text(encoding="utf-8"))
+    assert row["dataset"] == "文書-en"
+    assert row["n_empty"] == 2  # the 1 of q1 stands in one passage
+    none = call(
+        "--data", folder, "--split", "dev", "--language", "fr", "--system", "bm25", "--out", tmp_path / "o"
+    )
+    assert none.exit_code == 2
+    assert "queries.fr.jsonl is missing" in none.stderr
