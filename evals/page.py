@@ -275,7 +275,7 @@ def scatter(results: Sequence[Result], of: Any, label: str) -> str:
             points.append((float(np.exp(np.mean(np.log(costs)))), quality, system))
     if not points:
         return ""
-    figure, axes = _axes(6.4, 3.6)
+    figure, axes = new_axes(6.4, 3.6)
     for (cost, quality, name), color, marker in zip(points, cycle(COLORS), cycle(MARKERS), strict=False):
         axes.plot(cost, quality, marker, color=color, label=name, markersize=7, alpha=0.85)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -284,7 +284,7 @@ def scatter(results: Sequence[Result], of: Any, label: str) -> str:
     over = "1 dataset" if len(shared) == 1 else f"geometric mean of {len(shared)} datasets"
     axes.set_xlabel(f"{label} ({over})", fontsize=8)
     axes.set_ylabel(f"mean {MAIN}", fontsize=8)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def moved(cells: Sequence[Cell]) -> str:
@@ -295,7 +295,7 @@ def moved(cells: Sequence[Cell]) -> str:
     differences = np.sort(
         [one.queries[id].values[MAIN] - other.queries[id].values[MAIN] for id in one.queries]
     )[::-1]
-    figure, axes = _axes(7.2, 1.8)
+    figure, axes = new_axes(7.2, 1.8)
     axes.set_xlim(0, len(differences))
     places = np.arange(len(differences)) + 0.5
     axes.fill_between(places, differences, 0, where=differences > 0, color="#2563eb", step="mid", linewidth=0)
@@ -303,10 +303,11 @@ def moved(cells: Sequence[Cell]) -> str:
     axes.axhline(0, color="#6b7280", linewidth=0.8)
     axes.set_xlabel("queries, sorted", fontsize=8)
     axes.set_ylabel(f"{one.result.system}\nless {other.result.system}", fontsize=8)
-    return _svg(figure)
+    return as_svg(figure)
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def new_axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its only axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -317,7 +318,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def as_svg(figure: Any) -> str:
     """The drawing alone, as wide as its place; the same for the same figures."""
     import matplotlib
 

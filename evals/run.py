@@ -126,7 +126,7 @@ def main(
                 folder = DEFAULT_OUT if all else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             folder.mkdir(parents=True, exist_ok=True)
             model = _with_head(model, head, folder)
-            fingerprint = _fingerprint(model, query_length, names)
+            fingerprint = fingerprint_of(model, query_length, names)
             made = [
                 job
                 for place in wanted
@@ -288,7 +288,7 @@ def _with_head(model: str | None, head: str, out: Path) -> str | None:
     return str(without_head(model, out / "models"))
 
 
-def _fingerprint(model: str | None, query_length: str | None, names: Sequence[str]) -> str:
+def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[str]) -> str:
     """What the figures of JaColBERT's ways depend on; read now, so that a wrong name is told at once."""
     from evals.systems import OF_ENGINE
 
