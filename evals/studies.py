@@ -126,8 +126,8 @@ def _lengths_table(found: Sequence[Mapping[str, Any]], model: str | None) -> str
         "",
         f"{MEASURE} of exact search with each rule of query augmentation, model {model or 'default'}"
         f"@{found[0]['model']}; by a query's own tokens ([CLS], marker and [SEP] included), with how many "
-        f"queries there are. Difference from {BASE_RULE}, the paper's, with its 95 % bootstrap interval; * where "
-        "it leaves out 0.",
+        f"queries there are. Difference from {BASE_RULE}, the paper's, with its 95 % bootstrap interval; "
+        "* where it leaves out 0.",
     ]
     for each in found:
         heads = [f"{name} ({n})" for name, n in each["n_by_length"].items()]
