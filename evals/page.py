@@ -324,7 +324,7 @@ def as_svg(figure: Any) -> str:
     import matplotlib
 
     out = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "jacolbert_rag"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "jacolbert_rag"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # The reader's fonts draw the text; that the one it is measured with lacks Japanese does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
