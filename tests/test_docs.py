@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from evals.tables import README, ROOT, read_results, with_table
 from jacolbert_rag import CandidateConfig, SearchConfig, StoreConfig
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.index.quantize import BITS
+from training.comparison import markdown
 
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -66,3 +68,14 @@ def test_readme_names_the_defaults() -> None:
         f"the nearest of {StoreConfig().n_centroids} centroids, and {BITS[StoreConfig().dtype]} bits" in text
     )
     assert f"fewer than {SearchConfig().exact_below:,} documents" in text
+
+
+def test_tables_of_ablations_are_those_of_their_results() -> None:
+    files = sorted((ROOT / "training" / "ablations").glob("*.json"))
+    assert {file.stem for file in files} >= {
+        "normalization", "query-length", "in-batch-negatives", "teacher", "averaging",
+    }  # fmt: skip
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        assert markdown(result) == file.with_suffix(".md").read_text(encoding="utf-8"), file.name
+        assert len(result["seeds"]) >= 2
