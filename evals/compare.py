@@ -41,32 +41,18 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How two systems differ in a measure.
+class Difference(statistics.Paired):
+    """How b differs from a in a measure: wins are b's.
 
     Attributes:
         measure: its name.
         a: mean of the first system.
         b: mean of the second.
-        difference: b less a.
-        low: bound of its bootstrap interval (95 %).
-        high: the other bound.
-        p: of the randomisation test, corrected for the number of measures.
-        wins: queries on which b is better.
-        ties: on which neither is.
-        losses: on which a is better.
     """
 
     measure: str
     a: float
     b: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    wins: int
-    ties: int
-    losses: int
 
 
 @dataclass(frozen=True)
@@ -174,19 +160,16 @@ def compared(a: Values, b: Values, measures: Sequence[str]) -> list[Difference]:
             f"{lacking[0]!r}. Measure both on the same split, with the same --limit."
         )
     one, other = (np.array([[each.measures[name][id] for name in measures] for id in ids]) for each in (a, b))
-    found = other - one
-    bounds = statistics.intervals(found)
-    corrected = statistics.holm(statistics.p_values(found).tolist())
     return [
-        Difference(
-            name, float(one[:, i].mean()), float(other[:, i].mean()), float(found[:, i].mean()),
-            float(bounds[i, 0]), float(bounds[i, 1]), corrected[i],
-            int((found[:, i] > statistics.EQUAL).sum()),
-            int((np.abs(found[:, i]) <= statistics.EQUAL).sum()),
-            int((found[:, i] < -statistics.EQUAL).sum()),
+        Difference(**asdict(found), measure=name, a=mean_a, b=mean_b)
+        for found, name, mean_a, mean_b in zip(
+            statistics.paired(other - one),
+            measures,
+            one.mean(0).tolist(),
+            other.mean(0).tolist(),
+            strict=True,
         )
-        for i, name in enumerate(measures)
-    ]  # fmt: skip
+    ]
 
 
 def moved_most(a: Values, b: Values, measure: str) -> list[Moved]:

@@ -133,7 +133,7 @@ def unanswerable(folder: Path, split: str) -> list[str]:
     Raises:
         DatasetError: as `load_task`.
     """
-    records = [json.loads(line) for _, line in _lines(_find(folder, "queries.jsonl"))]
+    records = [json.loads(line) for _, line in lines(_find(folder, "queries.jsonl"))]
     return [
         record["text"]
         for record in records
@@ -156,11 +156,20 @@ def _find(folder: Path, name: str) -> Path:
     return plain if plain.is_file() else packed
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines without their end; blank lines are passed over."""
+def lines(path: Path, *, packed: bool | None = None) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines without their end; blank lines are passed over.
+
+    Args:
+        path: of UTF-8 text.
+        packed: whether it is gzipped; None says so by its name.
+
+    Raises:
+        DatasetError: it cannot be read; the message names the line.
+    """
     n = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        is_packed = path.suffix == ".gz" if packed is None else packed
+        with gzip.open(path, "rb") if is_packed else path.open("rb") as file:
             for n, raw in enumerate(file, start=1):
                 line = raw.decode("utf-8-sig" if n == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
@@ -179,7 +188,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _read_entries(path: Path) -> dict[str, _Entry]:
     """Entries of a .jsonl file by id, in the order of the file."""
     entries: dict[str, _Entry] = {}
-    for n, line in _lines(path):
+    for n, line in lines(path):
         where = f"{path}, line {n}"
         try:
             record = json.loads(line)
@@ -222,7 +231,7 @@ def _read_qrels(
     """Query id -> document id -> score."""
     qrels: dict[str, dict[str, int]] = {}
     header_seen = False
-    for n, line in _lines(path):
+    for n, line in lines(path):
         where = f"{path}, line {n}"
         if not header_seen:
             if line != QRELS_HEADER:
@@ -262,7 +271,7 @@ def _read_candidates(
         return None
     path = _find(folder, name)
     found: dict[str, dict[str, None]] = {}
-    for n, line in _lines(path):
+    for n, line in lines(path):
         where = f"{path}, line {n}"
         if n == 1:
             if line != CANDIDATES_HEADER:

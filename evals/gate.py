@@ -91,7 +91,7 @@ def compared(
     for old in before:
         name = _name(old)
         if measure not in old["measures"]:
-            raise InvalidInputError(f"{name} has no {measure}; it has {', '.join(old['measures'])}.")
+            raise InvalidInputError(f"{name} has no {measure}; name {', '.join(old['measures'])}.")
         new = today.get(name)
         if new is not None and (then := _data(old)) != (here := _data(new)):
             raise InvalidInputError(

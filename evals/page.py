@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,30 +37,16 @@ MARKERS = "os^DvPX*"
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Two systems on the same queries.
+class Compared(statistics.Paired):
+    """Two systems on the same queries, the better one first.
 
     Attributes:
-        a: the better one's name.
+        a: the better one's name; wins are its.
         b: the other's.
-        difference: of their means.
-        low: bound of the difference's bootstrap interval (95 %).
-        high: the other bound.
-        p: of the randomisation test, corrected for all pairs of the dataset.
-        wins: queries on which a is better.
-        ties: on which neither is.
-        losses: on which b is better.
     """
 
     a: str
     b: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    wins: int
-    ties: int
-    losses: int
 
 
 @dataclass(frozen=True)
@@ -169,17 +155,10 @@ def compared(cells: Sequence[Cell]) -> list[Compared]:
             a, b = b, a
         names.append((a, b))
         columns.append(values[a] - values[b])
-    differences = np.stack(columns, axis=1)
-    bounds = statistics.intervals(differences)
-    corrected = statistics.holm(statistics.p_values(differences).tolist())
     found = [
-        Compared(
-            a, b, float(column.mean()), float(low), float(high), p,
-            int((column > statistics.EQUAL).sum()), int((abs(column) <= statistics.EQUAL).sum()),
-            int((column < -statistics.EQUAL).sum()),
-        )
-        for (a, b), column, (low, high), p in zip(names, differences.T, bounds, corrected, strict=True)
-    ]  # fmt: skip
+        Compared(**asdict(pair), a=a, b=b)
+        for pair, (a, b) in zip(statistics.paired(np.stack(columns, axis=1)), names, strict=True)
+    ]
     return sorted(found, key=lambda pair: -pair.difference)
 
 

@@ -100,7 +100,7 @@ def of_root(root: Path) -> list[Place]:
             dataset = find(folder.name)
             split = split_of(folder, dataset.split if dataset is not None else None)
             measure = dataset.measure if dataset is not None else Place.measure
-            reason = "" if split else f"no qrels/SPLIT.tsv in {folder}"
+            reason = "" if split else f"no qrels/SPLIT.tsv in {folder}: add one"
             found.append(Place(folder.name, folder if split else None, split, measure, reason))
     return found
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,6 +196,7 @@ def jobs_of(
     """
     from evals.cell import RUN_K, Spec
     from evals.results import Cell
+    from evals.systems import OF_ENGINE
 
     asked = f"{place.name}-{language}" if language is not None else place.name
     label = f"{asked} {place.split}"
@@ -215,7 +217,7 @@ def jobs_of(
     found = []
     for name in names:
         # The code too: another way to search is another result.
-        own = fingerprint if name.startswith(("jacolbert", "hybrid", "rerank")) else ""
+        own = fingerprint if name in OF_ENGINE else ""
         key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, _code()])
         # One for all splits and languages: documents are embedded once.
         index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], _code()])
@@ -301,6 +303,7 @@ def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[
     return f"{loaded.fingerprint}|{loaded.config.query_length}"
 
 
+@cache
 def _code() -> str:
     """Digest of the library's code."""
     import jacolbert_rag

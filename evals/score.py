@@ -59,7 +59,7 @@ def score(qrels_file: Path, run_files: Sequence[Path], measures: Sequence[str]) 
         measures: see `evals.metrics.per_query`.
 
     Raises:
-        TrecError: a file cannot be used.
+        DatasetError: a file cannot be used.
         ValueError: a measure is unknown.
     """
     from evals import metrics, trec

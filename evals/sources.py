@@ -16,6 +16,8 @@ from evals.datasets import DatasetError
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jacolbert_rag" / "datasets"
 GIT = "https://raw.githubusercontent.com"
 TIMEOUT_S = 60
+AGAIN = "Try again, or name a folder of copies with evals.prepare --mirror."
+OFFLINE = "--offline forbids it now. Leave that away, or use evals.prepare --mirror."
 
 
 class Unavailable(DatasetError):
@@ -67,12 +69,12 @@ class Library:
                 )
             )
         except LocalEntryNotFoundError as error:
-            raise Unavailable(
-                f"{source.name} of the hub was not downloaded before, and "
-                + ("--offline forbids it now." if self.offline else f"cannot be reached now ({error}).")
-            ) from error
+            now = OFFLINE if self.offline else f"cannot be reached now ({error}). {AGAIN}"
+            raise Unavailable(f"{source.name} of the hub was not downloaded before, and {now}") from error
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise Unavailable(f"{source.name} at {source.revision} of the hub: {error}") from error
+            raise Unavailable(
+                f"{source.name} at {source.revision} of the hub cannot be had ({error}). {AGAIN}"
+            ) from error
         return _matching(folder, source), folder.name
 
     def _downloaded(self, source: Source, path: str) -> Path:
@@ -85,14 +87,14 @@ class Library:
             else f"{GIT}/{source.name}/{source.revision}/{path}"
         )
         if self.offline:
-            raise Unavailable(f"{address} was not downloaded before, and --offline forbids it now.")
+            raise Unavailable(f"{address} was not downloaded before, and {OFFLINE}")
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(f"{place.name}.{os.getpid()}.part")
         try:
             download(address, part)
             part.replace(place)
         except (OSError, urllib.error.URLError) as error:
-            raise Unavailable(f"{address} cannot be downloaded ({error}).") from error
+            raise Unavailable(f"{address} cannot be downloaded ({error}). {AGAIN}") from error
         finally:
             part.unlink(missing_ok=True)
         return place

@@ -6,6 +6,7 @@ Systems are compared on the same queries, so differences are taken query by quer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,41 @@ SEED = 12345
 EQUAL = 1e-9
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two systems differ on the same queries.
+
+    Attributes:
+        difference: mean of the first's values less the second's.
+        low: bound of its bootstrap interval (95 %).
+        high: the other bound.
+        p: of the randomisation test, corrected for all that was compared together.
+        wins: queries on which the first is better.
+        ties: on which neither is.
+        losses: on which the second is better.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired(differences: Floats) -> list[Paired]:
+    """Each column of differences, (n_queries, m), with its interval and its p among all m."""
+    corrected = holm(p_values(differences).tolist())
+    return [
+        Paired(
+            float(column.mean()), float(low), float(high), p, int((column > EQUAL).sum()),
+            int((np.abs(column) <= EQUAL).sum()), int((column < -EQUAL).sum()),
+        )
+        for column, (low, high), p in zip(differences.T, intervals(differences), corrected, strict=True)
+    ]  # fmt: skip
 
 
 def intervals(values: Floats, *, confidence: float = CONFIDENCE) -> Floats:

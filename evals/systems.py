@@ -78,6 +78,12 @@ class System(Protocol):
         """The same for one query; this is what latency is measured on."""
 
 
+def one_by_one(system: System, queries: Sequence[str], k: int, among: Sequence[Among] | None) -> list[Found]:
+    """`System.search_many` of a system that gains nothing from many."""
+    allowed: Sequence[Among | None] = among if among is not None else [None] * len(queries)
+    return [system.search(query, k, own) for query, own in zip(queries, allowed, strict=True)]
+
+
 class BM25:
     """The library's full-text search alone, without a model; only documents that share a term are found."""
 
@@ -118,8 +124,7 @@ class BM25:
         self, queries: Sequence[str], k: int, among: Sequence[Among] | None = None
     ) -> list[Found]:
         """See `System`."""
-        allowed: Sequence[Among | None] = among if among is not None else [None] * len(queries)
-        return [self.search(query, k, own) for query, own in zip(queries, allowed, strict=True)]
+        return one_by_one(self, queries, k, among)
 
     def search(self, query: str, k: int, among: Among | None = None) -> Found:
         """See `System`."""
@@ -190,8 +195,7 @@ class JaColBERT:
     ) -> list[Found]:
         """See `System`."""
         if self._first is not None or among is not None:
-            allowed: Sequence[Among | None] = among if among is not None else [None] * len(queries)
-            return [self.search(query, k, own) for query, own in zip(queries, allowed, strict=True)]
+            return one_by_one(self, queries, k, among)
         found = self._engine.search_many(queries, k, exact=self._exact, mode=self._mode)
         return [{hit.id: hit.score for hit in hits} for hits in found]
 
@@ -291,8 +295,7 @@ class CrossEncoder:
         self, queries: Sequence[str], k: int, among: Sequence[Among] | None = None
     ) -> list[Found]:
         """See `System`."""
-        allowed: Sequence[Among | None] = among if among is not None else [None] * len(queries)
-        return [self.search(query, k, own) for query, own in zip(queries, allowed, strict=True)]
+        return one_by_one(self, queries, k, among)
 
     def search(self, query: str, k: int, among: Among | None = None) -> Found:
         """See `System`."""

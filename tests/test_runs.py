@@ -258,12 +258,6 @@ def test_cells_keep_each_query(finished: tuple[Path, Any]) -> None:
 
 
 def test_what_fails_is_a_row_and_the_rest_goes_on(root: Path, tmp_path: Path) -> None:
-    class Broken:
-        name, settings, n_bytes = "broken", (), None
-
-    def broken(spec: Any, say: Any) -> Any:
-        raise InvalidInputError("the disk is full")
-
     task = load_task(root / "社内文書", "dev")
     spec = cell.Spec(
         "社内文書", str(root / "社内文書"), "dev", None, "dense:どこにもない", None, None, str(tmp_path / "i")

@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from evals import metrics
+from evals.datasets import DatasetError
 from evals.options import spread
 from evals.score import app
-from evals.trec import TrecError, read_qrels, read_run
+from evals.trec import read_qrels, read_run
 
 ROOT = Path(__file__).parents[1]
 QRELS = "問1\t0\t湖\t2\n問1\t0\t山\t0\n問2\t0\t川\t1\n問3\t0\t海\t1\n"
@@ -153,20 +154,20 @@ def test_an_id_may_hold_a_full_width_space(tmp_path: Path) -> None:
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path: Path, reader: Any, text: str, words: str) -> None:
-    with pytest.raises(TrecError, match=words):
+    with pytest.raises(DatasetError, match=words):
         reader(put(tmp_path / "broken", text))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(TrecError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(TrecError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         read_run(tmp_path)
     (tmp_path / "cut.gz").write_bytes(gzip.compress(RUN.encode() * 50)[:60])
-    with pytest.raises(TrecError, match="cannot be unpacked from here"):
+    with pytest.raises(DatasetError, match="cannot be unpacked from here"):
         read_run(tmp_path / "cut.gz")
     (tmp_path / "sjis").write_bytes(RUN.encode("cp932"))
-    with pytest.raises(TrecError, match="line 1: not UTF-8"):
+    with pytest.raises(DatasetError, match="line 1: not UTF-8"):
         read_run(tmp_path / "sjis")
 
 
