@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow crash soak lint format eval mini bench choices
+.PHONY: demo test test-slow crash soak lint format eval results mini bench choices
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
@@ -31,15 +31,24 @@ format: $(VENV)/.installed-lint  ## rewrite what can be rewritten
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-eval: $(VENV)/.installed  ## measure all systems on the demo corpus
-	$(RUN) -m evals.run --data examples/corpus --split test \
-		--system bm25 --system jacolbert --system jacolbert-exact --system hybrid --json evals/results/demo.json
-	$(RUN) -m evals.run --data examples/corpus --split paraphrase \
-		--system bm25 --system jacolbert --system jacolbert-exact --system hybrid --json evals/results/demo-paraphrase.json
-	$(RUN) -m evals.answerability --data examples/corpus --split test \
-		--json evals/results/answerability/demo.json
-
+# Folders in BEIR layout; those that are prepared, and the demo corpus, are measured without it.
 DATA ?= ../shared/data
+EVAL := -m evals.run --all --offline $(if $(wildcard $(DATA)),--data-root "$(DATA)")
+
+eval: $(VENV)/.installed  ## measure all systems on all that is here; the page is runs/evals/report.html
+	$(RUN) $(EVAL)
+
+results: $(VENV)/.installed  ## write evals/results anew, and the tables of README that are made from them
+	$(RUN) $(EVAL) --json evals/results/all.json
+	$(RUN) -m evals.answerability --data examples/corpus --split test --name demo \
+		--json evals/results/answerability/demo.json
+	$(RUN) -m evals.answerability --data "$(DATA)/jsquad" --split dev --limit 500 \
+		--json evals/results/answerability/jsquad.json
+	$(RUN) -m evals.studies query-length --dataset demo --data "$(DATA)/niilc" --data "$(DATA)/lawqa" \
+		--out evals/results/studies
+	$(RUN) -m evals.studies english --dataset demo --out evals/results/studies
+	$(RUN) -m evals.studies teachers --ablation training/ablations/teacher.json --out evals/results/studies
+	$(RUN) -m evals.tables
 
 mini: $(VENV)/.installed  ## try every stage of the recipe of the bundled model, on 200 examples of DATA
 	DATA="$(DATA)" training/recipes/run.sh mini --limit 200

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals import datasets, systems
+from evals import datasets, jacolbert
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evals.datasets import Task
     from jacolbert_rag import JaColBERTRetriever
 
-MODES: dict[str, SearchMode] = {systems.HYBRID_NAME: "hybrid", systems.CANDIDATES_NAME: "jacolbert"}
+MODES: dict[str, SearchMode] = {jacolbert.HYBRID_NAME: "hybrid", jacolbert.CANDIDATES_NAME: "jacolbert"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -72,11 +72,12 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder in BEIR layout, plain or .gz.", metavar="FOLDER")],
     split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")],
     json: Annotated[Path, typer.Option(help="Where the results go; overwritten.", metavar="FILE")],
+    name: Annotated[str | None, typer.Option(help="Of the dataset; the folder's where not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", metavar="N")] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a ColBERT; the bundled one where not given.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="hybrid or jacolbert.")] = systems.HYBRID_NAME,
+    mode: Annotated[str, typer.Option(help="hybrid or jacolbert.")] = jacolbert.HYBRID_NAME,
 ) -> None:
     """Measure how often search abstains."""
     from rich.console import Console
@@ -88,10 +89,11 @@ def main(
         if mode not in MODES:
             raise InvalidInputError(f"--mode is {mode!r}; expected {' or '.join(MODES)}.")
         reports.check_writable(json)
-        task = datasets.load_task(data, split, limit=limit)
-        engine = systems.build_engine(task.documents, model=model)
+        task = datasets.load_task(data, split, limit=limit, name=name)
+        engine = jacolbert.build_engine(task.documents, model=model)
         row = measure(engine, task, datasets.unanswerable(data, split), MODES[mode])
-        row["signature"] = results.signature(task, systems.JaColBERT(engine, mode), k=1)
+        system = jacolbert.JaColBERT(engine, mode)
+        row["signature"] = results.signature(task, system.name, system.settings, k=1)
         engine.close()
         reports.write_rows(json, [row])
     except JaColBERTError as error:

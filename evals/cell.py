@@ -5,21 +5,22 @@ python -m evals.cell SPEC.json OUT.json     # as evals.run calls it; progress go
 
 from __future__ import annotations
 
+import hashlib
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from evals.datasets import DatasetError
 from jacolbert_rag.errors import JaColBERTError
 
 if TYPE_CHECKING:
     from evals.datasets import Task
+    from evals.protocol import Found, System
     from evals.results import Cell
-    from evals.systems import System
 
 RUN_K = 100  # results a query, for Recall@100
 KEPT = 10  # of them, with their scores, in the cell's file
@@ -90,14 +91,16 @@ def run(spec: Spec, say: Progress) -> Cell:
         say: is told of a phase, how much of it is done, and of how much.
 
     Raises:
-        JaColBERTError: the dataset or the model cannot be used.
+        JaColBERTError: the dataset, the model or the run file cannot be used.
     """
-    from evals import systems
+    from evals import jacolbert, systems
 
     task = spec.task()
+    if spec.system.startswith(systems.RUN_PREFIX):
+        return of_run_file(task, spec.system)
     say("building", 0, len(task.documents))
     index = Path(spec.index)
-    was_there = spec.system in systems.OF_ENGINE and (index / "manifest.json").is_file()
+    was_there = spec.system in jacolbert.OF_ENGINE and (index / "manifest.json").is_file()
     start = time.perf_counter()
     for system in systems.build(
         [spec.system], task.documents, model=spec.model, query_length=spec.query_length, index=index
@@ -109,46 +112,90 @@ def run(spec: Spec, say: Progress) -> Cell:
 
 def measure(task: Task, system: System, say: Progress, *, build_s: float | None) -> Cell:
     """Search all queries, score what was found, and time single queries."""
-    import numpy as np
-
-    from evals import metrics, results, statistics, systems
+    from evals import systems
 
     queries = list(task.queries.values())
     among = None if task.candidates is None else [task.candidates[id] for id in task.queries]
-    found: list[dict[str, float]] = []
+    found: list[Found] = []
     start = time.perf_counter()
     for first in range(0, len(queries), BATCH_QUERIES):
         say("searching", first, len(queries))
         part = slice(first, first + BATCH_QUERIES)
         own = () if among is None else (among[part],)
         found += system.search_many(queries[part], RUN_K, *own)
-    seconds, peak = time.perf_counter() - start, _peak_bytes()  # what measures it is not counted
-    run = dict(zip(task.queries, found, strict=True))
-    values = metrics.per_query(task.qrels, run)
-    bounds = statistics.intervals(np.array([list(each.values()) for each in values.values()]).T)
+    seconds, peak = time.perf_counter() - start, peak_bytes()  # what measures it is not counted
     say("timing", 0, 1)
-    latency = systems.latency_ms(system, queries, among=among)
     n_bytes = system.n_bytes
-    result = results.Result(
-        dataset=task.name,
-        split=task.split,
-        system=system.name,
-        measures=metrics.mean(values),
-        intervals={name: pair.tolist() for name, pair in zip(values, bounds, strict=True)},
-        n_queries=len(queries),
-        n_documents=len(task.documents),
-        n_empty=sum(not each for each in found),
-        latency_ms=latency,
+    cell = scored(task, system.name, system.settings, dict(zip(task.queries, found, strict=True)))
+    costs = replace(
+        cell.result,
+        latency_ms=systems.latency_ms(system, queries, among=among),
         queries_per_s=len(queries) / seconds,
         build_s=build_s,
         bytes_per_document=None if n_bytes is None else n_bytes / len(task.documents),
         peak_mb=peak / 1e6,
+    )
+    return replace(cell, result=costs)
+
+
+def of_run_file(task: Task, name: str) -> Cell:
+    """Score what another system found; of equal scores, what the file has first is before.
+
+    Raises:
+        DatasetError: the file cannot be used, or has none of the queries.
+    """
+    from evals import systems, trec
+
+    path = Path(name.removeprefix(systems.RUN_PREFIX))
+    run = trec.read_run(path)
+    if run.keys().isdisjoint(task.queries):
+        raise DatasetError(
+            f"{path} has results for none of the {len(task.queries):,} queries of {task.name} {task.split}, "
+            f"but for such as {next(iter(run))!r}. Name the dataset that it is of, or mend its ids."
+        )
+    # Sorting is stable, so equal scores stay in the order of the file.
+    found = {
+        id: dict(sorted(run.get(id, {}).items(), key=lambda hit: -hit[1])[:RUN_K]) for id in task.queries
+    }
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return scored(task, name, (f"file@{digest}",), found)
+
+
+def scored(task: Task, name: str, settings: Sequence[str], run: Mapping[str, Found]) -> Cell:
+    """The measures of what was found; what it cost is not known here.
+
+    Args:
+        task: the dataset.
+        name: the system's.
+        settings: what else its figures depend on.
+        run: query id -> what was found, best first; all queries.
+    """
+    import numpy as np
+
+    from evals import metrics, results, statistics
+
+    values = metrics.per_query(task.qrels, run)
+    bounds = statistics.intervals(np.array([list(each.values()) for each in values.values()]).T)
+    result = results.Result(
+        dataset=task.name,
+        split=task.split,
+        system=name,
+        measures=metrics.mean(values),
+        intervals={measure: pair.tolist() for measure, pair in zip(values, bounds, strict=True)},
+        n_queries=len(task.queries),
+        n_documents=len(task.documents),
+        n_empty=sum(not each for each in run.values()),
+        latency_ms={},
+        queries_per_s=None,
+        build_s=None,
+        bytes_per_document=None,
+        peak_mb=None,
         hardware=results.hardware(),
-        signature=results.signature(task, system, k=RUN_K),
+        signature=results.signature(task, name, settings, k=RUN_K),
     )
     answered = {
         id: results.Answered(
-            {name: values[name][id] for name in values},
+            {measure: values[measure][id] for measure in values},
             list(hits.items())[:KEPT],
             _first(hits, task.qrels[id]),
             task.queries[id],
@@ -158,15 +205,23 @@ def measure(task: Task, system: System, say: Progress, *, build_s: float | None)
     return results.Cell(result, answered)
 
 
-def _first(hits: dict[str, float], judged: Any) -> int | None:
+def _first(hits: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
     """Rank of the first relevant document."""
     return next((rank for rank, id in enumerate(hits, start=1) if judged.get(id, 0) > 0), None)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory that this process had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux kilobytes
+    # Linux: getrusage's figure is at least what the process had that started this one.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if peak is not None:
+            return 1024 * int(peak.split()[1])
+    import resource
+
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_kb if sys.platform == "darwin" else 1024 * peak_kb  # macOS counts bytes
 
 
 def _say(phase: str, done: int, total: int) -> None:

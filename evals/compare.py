@@ -20,7 +20,6 @@ from evals.run import DEFAULT_OUT
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 MEASURES = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
-CERTAIN = 0.05
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -203,7 +202,7 @@ def show(
     for each in differences:
         table.add_row(
             each.measure, f"{each.a:.4f}", f"{each.b:.4f}",
-            Text(f"{100 * each.difference:+.2f}", style="bold green" if each.p < CERTAIN else ""),
+            Text(f"{100 * each.difference:+.2f}", style="bold green" if each.p < statistics.CERTAIN else ""),
             f"{100 * each.low:+.2f} to {100 * each.high:+.2f}", f"{each.p:.4f}",
             str(each.wins), str(each.ties), str(each.losses),
         )  # fmt: skip

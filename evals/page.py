@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals import statistics
-from evals.reports import SHOWN, missing
+from evals.reports import SHOWN, missing, number
 from jacolbert_rag.datatypes import Document, Highlight, Hit
 
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ def write(path: Path, jobs: Sequence[Job]) -> None:
         systems=list(dict.fromkeys(result.system for result in results)),
         missing=missing(jobs),
         shown=SHOWN,
+        number=number,
         main=MAIN,
+        certain=statistics.CERTAIN,
         hardware=sorted({result.hardware for result in results}),
-        latency=scatter(results, lambda r: r.latency_ms["p50"], "p50 latency, ms"),
+        latency=scatter(results, lambda r: r.latency_ms.get("p50", 0), "p50 latency, ms"),
         size=scatter(results, lambda r: (r.bytes_per_document or 0) / 1000, "kilobytes a document"),
         version=jacolbert_rag.__version__,
         rank_names=[name for _, _, name in RANKS] + ["none"],
@@ -184,14 +186,14 @@ def looked(jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Looked]:
         for id in task.queries
     }
     chosen = sorted(spread, key=lambda id: -spread[id])[:N_QUERIES]
+    texts = {document.id: document for document in task.documents}
     wanted = {
         id: dict.fromkeys(
             [d for d, grade in task.qrels[id].items() if grade > 0][:N_SHOWN]
-            + [d for cell in cells for d, _ in cell.queries[id].found[:N_SHOWN]]
+            + [d for cell in cells for d, _ in cell.queries[id].found[:N_SHOWN] if d in texts]
         )
         for id in chosen
     }
-    texts = {document.id: document for document in task.documents}
     marked = highlights(spec.model, {id: [texts[d] for d in wanted[id]] for id in chosen}, task.queries)
     return [_looked(id, task, cells, marked[id]) for id in chosen]
 
@@ -207,7 +209,9 @@ def _looked(id: str, task: Task, cells: Sequence[Cell], marked: Mapping[str, Hig
     systems = []
     for cell in cells:
         answer = cell.queries[id]
-        best = [shown(document, n) for n, (document, _) in enumerate(answer.found[:N_SHOWN], start=1)]
+        first = enumerate(answer.found[:N_SHOWN], start=1)
+        # A run file may name what the corpus does not have.
+        best = [shown(document, n) for n, (document, _) in first if document in marked]
         systems.append((cell.result.system, answer.values[MAIN], answer.first, best))
     right = [shown(document, None) for document, grade in judged.items() if grade > 0 and document in marked]
     return Looked(id, task.queries[id], right[:N_SHOWN], systems)

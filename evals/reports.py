@@ -178,11 +178,16 @@ def table(results: Sequence[Result]) -> Table:
             Text(f"{result.dataset} {result.split}"),
             Text(result.system),
             *(f"{result.measures[name]:.4f}" for name in SHOWN),
-            *(f"{result.latency_ms[name]:.1f}" for name in ("p50", "p95")),
+            *(number(result.latency_ms.get(name), ".1f") for name in ("p50", "p95")),
             "" if size is None else f"{size / 1000:.1f}",
-            f"{result.peak_mb:,.0f}",
+            number(result.peak_mb, ",.0f"),
         )
     return lines
+
+
+def number(value: float | None, form: str) -> str:
+    """A number for people; "" where there is none."""
+    return "" if value is None else format(value, form)
 
 
 def markdown(jobs: Sequence[Job]) -> str:
@@ -202,7 +207,7 @@ def markdown(jobs: Sequence[Job]) -> str:
                 result.system,
                 *(f"{result.measures[name]:.4f}" for name in SHOWN),
                 f"{low:.4f} to {high:.4f}",
-                f"{result.latency_ms['p50']:.1f}",
+                number(result.latency_ms.get("p50"), ".1f"),
                 "" if size is None else f"{size / 1000:.1f}",
             ]
         )

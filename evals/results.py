@@ -15,7 +15,6 @@ from jacolbert_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from evals.datasets import Task
-    from evals.systems import System
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Result:
         n_queries: that the mean is over.
         n_documents: of the corpus.
         n_empty: queries that found nothing.
-        latency_ms: "p50" and "p95" of single calls.
-        queries_per_s: of all queries in one call.
+        latency_ms: "p50" and "p95" of single calls; empty for a run file, where nothing was searched.
+        queries_per_s: of all queries in one call; None for a run file.
         build_s: seconds until it could search: embedding, indexing. None where the index was there already.
         bytes_per_document: of all that it keeps of the corpus; None where that is not known.
-        peak_mb: the most memory that its process had, models and all.
+        peak_mb: the most memory that its process had, models and all; None for a run file.
         hardware: on which the times were taken.
         signature: all that a score depends on.
     """
@@ -49,10 +48,10 @@ class Result:
     n_documents: int
     n_empty: int
     latency_ms: Mapping[str, float]
-    queries_per_s: float
+    queries_per_s: float | None
     build_s: float | None
     bytes_per_document: float | None
-    peak_mb: float
+    peak_mb: float | None
     hardware: str
     signature: str
 
@@ -115,7 +114,7 @@ class Cell:
             ) from error
 
 
-def signature(task: Task, system: System, *, k: int) -> str:
+def signature(task: Task, system: str, settings: Sequence[str], *, k: int) -> str:
     """All that a score depends on, in one string: data, system, settings, results a query, version."""
     n = len(task.queries)
     queries = f"{n}" if n == task.n_split else f"{n}/{task.n_split}"
@@ -127,8 +126,8 @@ def signature(task: Task, system: System, *, k: int) -> str:
             f"q:{queries}",
             f"c:{len(task.documents)}@{task.digest[:8]}",
             *candidates,
-            system.name,
-            *system.settings,
+            system,
+            *settings,
             f"k:{k}",
             f"v{jacolbert_rag.__version__}",
         ]

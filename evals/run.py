@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json as json_module
+import os
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def main(
         list[str] | None,
         typer.Option(
             help="bm25, bm25-bigram, jacolbert, jacolbert-exact, hybrid, rerank, dense:MODEL, "
-            "cross-encoder:MODEL; may be repeated. The first six where not given."
+            "cross-encoder:MODEL, run:FILE; may be repeated. The first six where not given."
         ),
     ] = None,
     model: Annotated[
@@ -195,8 +196,9 @@ def jobs_of(
         DatasetError: a folder that was named cannot be used.
     """
     from evals.cell import RUN_K, Spec
+    from evals.jacolbert import OF_ENGINE
     from evals.results import Cell
-    from evals.systems import OF_ENGINE
+    from evals.systems import RUN_PREFIX
 
     asked = f"{place.name}-{language}" if language is not None else place.name
     label = f"{asked} {place.split}"
@@ -218,6 +220,8 @@ def jobs_of(
     for name in names:
         # The code too: another way to search is another result.
         own = fingerprint if name in OF_ENGINE else ""
+        if name.startswith(RUN_PREFIX):
+            own = _digest_of_file(Path(name.removeprefix(RUN_PREFIX)))
         key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, _code()])
         # One for all splits and languages: documents are embedded once.
         index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], _code()])
@@ -245,13 +249,16 @@ def run_job(job: Job, refresh: Callable[[], None]) -> None:
 
     assert job.spec is not None
     job.file.parent.mkdir(parents=True, exist_ok=True)
+    # Found from any working directory, to which the names of files are relative.
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as place:
         spec, said = Path(place) / "spec.json", Path(place) / "messages.txt"
         job.spec.save(spec)
         with said.open("w+", encoding="utf-8", errors="replace") as messages:
             process = subprocess.Popen(
                 [sys.executable, "-m", "evals.cell", str(spec), str(job.file)],
-                cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=messages, text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, stdout=subprocess.PIPE,
+                stderr=messages, text=True,
             )  # fmt: skip
             try:
                 assert process.stdout is not None
@@ -292,7 +299,7 @@ def _with_head(model: str | None, head: str, out: Path) -> str | None:
 
 def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[str]) -> str:
     """What the figures of JaColBERT's ways depend on; read now, so that a wrong name is told at once."""
-    from evals.systems import OF_ENGINE
+    from evals.jacolbert import OF_ENGINE
 
     if not any(name in OF_ENGINE for name in names):
         return ""
@@ -313,6 +320,14 @@ def _code() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _digest_of_file(path: Path) -> str:
+    """Of its content; "" where it cannot be read, which its process says."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _digest(value: Any) -> str:

@@ -56,7 +56,7 @@ class Library:
 
     def _of_hub(self, source: Source) -> tuple[list[Path], str]:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
             folder = Path(
@@ -71,7 +71,7 @@ class Library:
         except LocalEntryNotFoundError as error:
             now = OFFLINE if self.offline else f"cannot be reached now ({error}). {AGAIN}"
             raise Unavailable(f"{source.name} of the hub was not downloaded before, and {now}") from error
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:  # of the HTTP library, too, which is another one in each major version
             raise Unavailable(
                 f"{source.name} at {source.revision} of the hub cannot be had ({error}). {AGAIN}"
             ) from error

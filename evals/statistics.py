@@ -17,6 +17,7 @@ N_AT_ONCE = 500  # resamples in memory: for 7,000 queries some 30 MB
 SEED = 12345
 # Sums of the same numbers in another order differ by this much and more.
 EQUAL = 1e-9
+CERTAIN = 0.05  # a difference whose p is below this is called certain
 
 Floats = npt.NDArray[np.float64]
 

@@ -64,7 +64,7 @@ def _lengths_of(place: Place, rules: Sequence[str], model: str | None, limit: in
     """Values of each rule on one dataset, over all queries and over those of each length; exact search."""
     import tempfile
 
-    from evals import systems
+    from evals import jacolbert
     from evals.datasets import load_task
     from jacolbert_rag import JaColBERTRetriever
 
@@ -72,7 +72,7 @@ def _lengths_of(place: Place, rules: Sequence[str], model: str | None, limit: in
     task = load_task(place.folder, place.split, limit=limit, name=place.name)
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
-        systems.build_engine(task.documents, model=model, index=index).close()
+        jacolbert.build_engine(task.documents, model=model, index=index).close()
         values: dict[str, Any] = {}
         lengths = np.zeros(0, dtype=np.int64)
         for rule in dict.fromkeys(["none", *rules]):

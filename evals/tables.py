@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evals.reports import SHOWN
+from evals.reports import SHOWN, number
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -62,9 +62,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for row in results:
         values = [f"{row['measures'][name]:.3f}" for name in SHOWN]
         where = f"{row['dataset']} {row['split']}"
-        lines.append(
-            [where, str(row["n_queries"]), row["system"], *values, f"{row['latency_ms']['p50']:.1f}"]
-        )
+        p50 = number(row["latency_ms"].get("p50"), ".1f")
+        lines.append([where, str(row["n_queries"]), row["system"], *values, p50])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -103,14 +103,14 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Where the result goes.", metavar="FILE")] = None,
 ) -> None:
     """Learn the weight of full-text search, the budget of candidates and the threshold of confidence."""
-    from evals import datasets, reports, systems
+    from evals import datasets, jacolbert, reports
 
     try:
         if json is not None:
             reports.check_writable(json)
         task = datasets.load_task(data, split, limit=limit)
         learnt, held = halves(task)
-        engine = systems.build_engine(task.documents, model=model, index=index)
+        engine = jacolbert.build_engine(task.documents, model=model, index=index)
         weight = tune_weight(engine, task, learnt, held)
         budgets = tune_budget(engine, task, learnt)
         threshold = tune_threshold(engine, task, learnt, held, weight.chosen, refuse)
@@ -268,7 +268,7 @@ def show(weight: Weight, budgets: Sequence[Budget], threshold: Threshold, n_lear
         f"{threshold.refused_with:.1%} with their passages, {threshold.refused_without:.1%} without.\n",
         highlight=False,
     )
-    if weight.p < 0.05 and gain > 0:
+    if weight.p < statistics.CERTAIN and gain > 0:
         console.print(f'To use: search(query, mode="hybrid", weight={weight.chosen:g})', highlight=False)
     else:
         console.print("To use: the weight as it is; no other is better for certain.", highlight=False)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+import typer
 
 from evals.tables import README, ROOT, read_results, with_table
 from jacolbert_rag import CandidateConfig, SearchConfig, StoreConfig
@@ -29,6 +33,27 @@ def test_readme_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for result in ("documents", "nodes"):
         if result in names:
             assert "琵琶湖" in str(names[result])
+
+
+def commands() -> list[list[str]]:
+    """The lines of README's and CONTRIBUTING's shell blocks that run a module of ours."""
+    found = []
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for _, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            found += re.findall(r"^\.venv/bin/python -m (.+)$", block, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
+    module, *args = command
+    app = typer.main.get_command(importlib.import_module(module).app)
+    context = app.make_context(module, args)  # an option that is not there is an error
+    if isinstance(app, click.Group):
+        name, sub, rest = app.resolve_command(context, [*context.protected_args, *context.args])
+        assert sub is not None
+        sub.make_context(name, rest, parent=context)
 
 
 def test_readme_table_is_generated() -> None:

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jacolbert_rag
-from evals import metrics, reports, systems
+from evals import full_text, metrics, reports, systems
 from evals.datasets import DatasetError, load_task, unanswerable
 from evals.results import Result
 from evals.run import app
@@ -374,7 +374,7 @@ def test_bm25_finds_by_words_and_breaks_ties_by_id():
         Document("d", ""),
         Document("e", "金沢21世紀美術館"),
     ]
-    bm25 = systems.BM25(corpus)
+    bm25 = full_text.BM25(corpus)
     [hits] = bm25.search_many(["鎌倉の大仏"], 10)
     assert list(hits) == ["a", "b", "c"]
     assert hits["a"] == hits["b"] > hits["c"] > 0
@@ -382,13 +382,13 @@ def test_bm25_finds_by_words_and_breaks_ties_by_id():
     assert list(bm25.search("鎌倉の大仏", 1)) == ["a"]  # the tie at the cut too
     assert bm25.search("オーロラ", 10) == bm25.search(" ", 10) == {}
     assert list(bm25.search("２１世紀", 10)) == ["e"]  # full width reads as half width
-    assert bm25.search("鎌倉", 10) == systems.BM25(corpus[::-1]).search("鎌倉", 10)
+    assert bm25.search("鎌倉", 10) == full_text.BM25(corpus[::-1]).search("鎌倉", 10)
 
 
 def test_bm25_agrees_with_the_formula():
     """Lucene's BM25 (Kamphuis et al., 2020, table 1), by hand for a corpus of three."""
     corpus = [Document("x", "猫 犬 猫"), Document("y", "犬 鳥"), Document("z", "鳥")]
-    scores = systems.BM25(corpus, k1=1.2, b=0.75).search("猫 犬", 3)
+    scores = full_text.BM25(corpus, k1=1.2, b=0.75).search("猫 犬", 3)
 
     def term(tf: int, df: int, length: int) -> float:
         idf = math.log(1 + (3 - df + 0.5) / (df + 0.5))
@@ -511,7 +511,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
     assert exact["measures"]["Recall@10"] == 1  # ten documents
     data = "小さな資料|dev|q:4|c:10@"
     assert bm25["signature"].startswith(data)
-    assert f"|bm25|k1:{systems.BM25_K1}|b:{systems.BM25_B}|" in bm25["signature"]
+    assert f"|bm25|k1:{full_text.BM25_K1}|b:{full_text.BM25_B}|" in bm25["signature"]
     assert f"|jacolbert|{tiny_model.name}@" in proposed["signature"]
     assert f"|pool:1|{StoreConfig().dtype}|compute:" in proposed["signature"]
     near = CandidateConfig()
@@ -629,11 +629,11 @@ def test_bm25_without_folding_is_that_of_an_independent_script(shared_data):
     def words(text: str) -> list[str]:
         return tagger.parse(unicodedata.normalize("NFKC", text)).split()
 
-    peer = bm25s.BM25(k1=systems.BM25_K1, b=systems.BM25_B, method="lucene")
+    peer = bm25s.BM25(k1=full_text.BM25_K1, b=full_text.BM25_B, method="lucene")
     peer.index([words(document.passage) for document in task.documents], show_progress=False)
     ids = [document.id for document in task.documents]
     found, ours = {}, {}
-    system = systems.BM25(task.documents, fold=False)
+    system = full_text.BM25(task.documents, fold=False)
     for id, query in task.queries.items():
         scores = peer.get_scores(words(query))
         best = np.argsort(-scores, kind="stable")[:100]

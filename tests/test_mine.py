@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.systems import BM25
+from evals.full_text import BM25
 from jacolbert_rag import Document, JaColBERTRetriever
 from tests.conftest import SENTENCES
 from training import mine

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from evals import cell, page, places, results, run, sources, systems
+from evals import cell, full_text, page, places, results, run, sources, systems
 from evals.datasets import load_task
 from evals.sources import Library
 from jacolbert_rag import Document
@@ -97,9 +97,9 @@ def test_reranking_orders_what_words_find(built: dict[str, Any]) -> None:
 
 
 def test_bigrams() -> None:
-    assert systems.bigrams("東京 ＡＢc") == ["東京", "ab", "bc"]
-    assert systems.bigrams("湖") == systems.bigrams(" ") == []
-    found = systems.BigramBM25([Document("a", "大津市"), Document("b", "大阪市")]).search("大津", 10)
+    assert full_text.bigrams("東京 ＡＢc") == ["東京", "ab", "bc"]
+    assert full_text.bigrams("湖") == full_text.bigrams(" ") == []
+    found = full_text.BigramBM25([Document("a", "大津市"), Document("b", "大阪市")]).search("大津", 10)
     assert list(found) == ["a"]
 
 
@@ -108,7 +108,7 @@ def test_bigrams_on_jsquad_are_those_of_another_script(shared_data: Path) -> Non
     from evals import metrics
 
     task = load_task(shared_data / "jsquad", "dev")
-    found = systems.BigramBM25(task.documents).search_many(list(task.queries.values()), 10)
+    found = full_text.BigramBM25(task.documents).search_many(list(task.queries.values()), 10)
     values = metrics.per_query(task.qrels, dict(zip(task.queries, found, strict=True)))
     means = metrics.mean(values)
     assert means["MRR@10"] == pytest.approx(0.936, abs=0.004)
@@ -377,6 +377,41 @@ def test_two_systems_are_compared_by_hand() -> None:
     assert pair.low < 0.25 < pair.high
     assert pair.p > 0.5
     assert page.compared([one("a", [1, 0])]) == []
+
+
+def test_only_what_is_certain_is_called_so(tmp_path: Path) -> None:
+    def said(values: dict[str, list[float]]) -> str:
+        jobs = []
+        for name, each in values.items():
+            result = results.Result(
+                "d", "dev", name, dict.fromkeys(page.SHOWN, sum(each) / len(each)), {"nDCG@10": (0, 1)},
+                len(each), 9, 0, {}, None, None, None, None, "", "",
+            )  # fmt: skip
+            queries = {str(i): results.Answered({"nDCG@10": v}, [], None) for i, v in enumerate(each)}
+            jobs.append(run.Job("d dev", name, None, tmp_path, "nDCG@10", cell=results.Cell(result, queries)))
+        page.write(tmp_path / "report.html", jobs)
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    first, second, third = [1.0] * 30, [0.0] * 30, [1.0] * 29 + [0.0]
+    html = said({"a": first, "b": second})
+    assert "は他のすべてより確かに上。最も近いのは:" in re.sub(r"\s+:", ":", html)
+    assert "b（-100.0 点、p = 0.000）" in html
+    html = said({"a": first, "b": second, "c": third})
+    assert "が最上位だが、次との差は偶然かもしれない" in html
+    assert "c（-3.3 点、p = 1.000）" in html
+    assert "b（" not in html
+
+
+def test_the_peak_is_of_the_process_alone() -> None:
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    held = np.ones(40_000_000)  # 320 MB, which what is started below never has
+    code = "from evals.cell import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10e6 < int(done.stdout) < 250e6 < held.nbytes < cell.peak_bytes()
 
 
 def test_ranks_of_the_first_right_passage() -> None:

@@ -17,7 +17,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from evals.systems import BM25
+from evals.full_text import BM25
 from jacolbert_rag import Document, IndexSettings, JaColBERTRetriever
 from jacolbert_rag.config import PoolingConfig
 from jacolbert_rag.encode import checkpoint

@@ -145,7 +145,7 @@ def build(
     """A search of one kind, from query ids to document ids, best first."""
     documents = [Document(id, row["text"], title=row.get("title") or "") for id, row in corpus.items()]
     if method == "bm25":
-        from evals.systems import BM25
+        from evals.full_text import BM25
 
         system = BM25(documents)
         return lambda ids: [list(system.search(asked[id]["text"], k)) for id in ids]
