@@ -1,4 +1,4 @@
-"""One dataset and one system, in a process of its own: what breaks is its own, and so is the memory.
+"""One dataset and one system, searched in a process of its own: what breaks is its own, and so is the memory.
 
 python -m evals.cell SPEC.json OUT.json     # as evals.run calls it; progress goes to standard output
 """
@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.datasets import DatasetError
+from evals.found import Searched
 from jacolbert_rag.errors import JaColBERTError
 
 if TYPE_CHECKING:
     from evals.datasets import Task
     from evals.protocol import Found, System
-    from evals.results import Cell
 
 RUN_K = 100  # results a query, for Recall@100
-KEPT = 10  # of them, with their scores, in the cell's file
 BATCH_QUERIES = 512  # searched at once: bounds the memory of embedded queries, and lets progress show
 
 Progress = Callable[[str, int, int], None]
@@ -73,7 +72,7 @@ class Spec:
 
 
 def main(spec_file: Path, out: Path) -> int:
-    """Measure, write the cell; the exit status."""
+    """Search, and write what was found; the exit status."""
     spec = Spec(**json.loads(spec_file.read_text(encoding="utf-8")))
     try:
         run(spec, _say).save(out)
@@ -83,8 +82,8 @@ def main(spec_file: Path, out: Path) -> int:
     return 0
 
 
-def run(spec: Spec, say: Progress) -> Cell:
-    """Measure a system.
+def run(spec: Spec, say: Progress) -> Searched:
+    """Search all queries of a dataset with a system.
 
     Args:
         spec: which, and on what.
@@ -110,8 +109,8 @@ def run(spec: Spec, say: Progress) -> Cell:
     raise AssertionError("no system was built")
 
 
-def measure(task: Task, system: System, say: Progress, *, build_s: float | None) -> Cell:
-    """Search all queries, score what was found, and time single queries."""
+def measure(task: Task, system: System, say: Progress, *, build_s: float | None) -> Searched:
+    """Search all queries, and time single ones."""
     from evals import systems
 
     queries = list(task.queries.values())
@@ -123,23 +122,23 @@ def measure(task: Task, system: System, say: Progress, *, build_s: float | None)
         part = slice(first, first + BATCH_QUERIES)
         own = () if among is None else (among[part],)
         found += system.search_many(queries[part], RUN_K, *own)
-    seconds, peak = time.perf_counter() - start, peak_bytes()  # what measures it is not counted
+    seconds, peak = time.perf_counter() - start, peak_bytes()
     say("timing", 0, 1)
     n_bytes = system.n_bytes
-    cell = scored(task, system.name, system.settings, dict(zip(task.queries, found, strict=True)))
-    costs = replace(
-        cell.result,
+    all_found = searched(task, system.name, system.settings, dict(zip(task.queries, found, strict=True)))
+    result = replace(
+        all_found.result,
         latency_ms=systems.latency_ms(system, queries, among=among),
         queries_per_s=len(queries) / seconds,
         build_s=build_s,
         bytes_per_document=None if n_bytes is None else n_bytes / len(task.documents),
         peak_mb=peak / 1e6,
     )
-    return replace(cell, result=costs)
+    return replace(all_found, result=result)
 
 
-def of_run_file(task: Task, name: str) -> Cell:
-    """Score what another system found; of equal scores, what the file has first is before.
+def of_run_file(task: Task, name: str) -> Searched:
+    """What another system found; of equal scores, what the file has first is before.
 
     Raises:
         DatasetError: the file cannot be used, or has none of the queries.
@@ -158,11 +157,11 @@ def of_run_file(task: Task, name: str) -> Cell:
         id: dict(sorted(run.get(id, {}).items(), key=lambda hit: -hit[1])[:RUN_K]) for id in task.queries
     }
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    return scored(task, name, (f"file@{digest}",), found)
+    return searched(task, name, (f"file@{digest}",), found)
 
 
-def scored(task: Task, name: str, settings: Sequence[str], run: Mapping[str, Found]) -> Cell:
-    """The measures of what was found; what it cost is not known here.
+def searched(task: Task, name: str, settings: Sequence[str], run: Mapping[str, Found]) -> Searched:
+    """What was found on a dataset; what it cost is not known here.
 
     Args:
         task: the dataset.
@@ -170,18 +169,14 @@ def scored(task: Task, name: str, settings: Sequence[str], run: Mapping[str, Fou
         settings: what else its figures depend on.
         run: query id -> what was found, best first; all queries.
     """
-    import numpy as np
+    from evals import results
 
-    from evals import metrics, results, statistics
-
-    values = metrics.per_query(task.qrels, run)
-    bounds = statistics.intervals(np.array([list(each.values()) for each in values.values()]).T)
     result = results.Result(
         dataset=task.name,
         split=task.split,
         system=name,
-        measures=metrics.mean(values),
-        intervals={measure: pair.tolist() for measure, pair in zip(values, bounds, strict=True)},
+        measures={},
+        intervals={},
         n_queries=len(task.queries),
         n_documents=len(task.documents),
         n_empty=sum(not each for each in run.values()),
@@ -193,21 +188,7 @@ def scored(task: Task, name: str, settings: Sequence[str], run: Mapping[str, Fou
         hardware=results.hardware(),
         signature=results.signature(task, name, settings, k=RUN_K),
     )
-    answered = {
-        id: results.Answered(
-            {measure: values[measure][id] for measure in values},
-            list(hits.items())[:KEPT],
-            _first(hits, task.qrels[id]),
-            task.queries[id],
-        )
-        for id, hits in run.items()
-    }
-    return results.Cell(result, answered)
-
-
-def _first(hits: Mapping[str, float], judged: Mapping[str, int]) -> int | None:
-    """Rank of the first relevant document."""
-    return next((rank for rank, id in enumerate(hits, start=1) if judged.get(id, 0) > 0), None)
+    return Searched(result, run, task.qrels, task.queries)
 
 
 def peak_bytes() -> int:

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from evals.results import Cell
 
 DEFAULT_OUT = Path("runs") / "evals"
+_SCORING = Lock()  # the measures are compiled once, and by one
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -244,19 +246,19 @@ def measure(jobs: Sequence[Job], n_at_once: int) -> None:
 
 
 def run_job(job: Job, refresh: Callable[[], None]) -> None:
-    """Measure one dataset and system in another process."""
-    from evals.results import Cell
+    """Measure one dataset and system: searched in another process, scored in this one."""
+    from evals.found import Searched, scored
 
     assert job.spec is not None
     job.file.parent.mkdir(parents=True, exist_ok=True)
     # Found from any working directory, to which the names of files are relative.
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as place:
-        spec, said = Path(place) / "spec.json", Path(place) / "messages.txt"
+        spec, said, found = (Path(place) / name for name in ("spec.json", "messages.txt", "found.json"))
         job.spec.save(spec)
         with said.open("w+", encoding="utf-8", errors="replace") as messages:
             process = subprocess.Popen(
-                [sys.executable, "-m", "evals.cell", str(spec), str(job.file)],
+                [sys.executable, "-m", "evals.cell", str(spec), str(found)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, stdout=subprocess.PIPE,
                 stderr=messages, text=True,
             )  # fmt: skip
@@ -275,9 +277,11 @@ def run_job(job: Job, refresh: Callable[[], None]) -> None:
                 raise
             messages.seek(0)
             lines = messages.read().strip().splitlines()
-    if status == 0:
-        job.cell, job.state = Cell.load(job.file), "done"
-    else:
+        if status == 0:
+            with _SCORING:
+                job.cell, job.state = scored(Searched.load(found)), "done"
+            job.cell.save(job.file)
+    if status != 0:
         last = lines[-1] if lines else ""
         ended = (
             f"its process ended with status {status}" if status > 0 else f"signal {-status} ended its process"

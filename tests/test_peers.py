@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from evals import cell, metrics, page, peers, run, systems, trec
 from evals.datasets import DatasetError, load_task
+from evals.found import scored
 from evals.results import Cell
 from jacolbert_rag import Document
 from tests.conftest import SENTENCES, import_error, write_fast_tokenizer
@@ -207,7 +208,7 @@ def test_published_runs_as_systems(shared_data: Path, tmp_path: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text(text, encoding="utf-8")
     task = load_task(folder, "test")
     name = next(name for name in runs if "2.5" in name)
-    found = cell.of_run_file(task, f"run:{shared_data / 'jqara_runs' / name}").result
+    found = scored(cell.of_run_file(task, f"run:{shared_data / 'jqara_runs' / name}")).result
     assert found.measures["nDCG@10"] == pytest.approx(0.642, abs=0.0005)
     assert found.measures["MRR@10"] == pytest.approx(0.8644, abs=0.0005)
 
@@ -221,6 +222,6 @@ def test_names_of_run_files_are_checked() -> None:
 def test_the_page_without_costs(tmp_path: Path) -> None:
     task = load_task(write_beir(tmp_path / "文書"), "dev")
     file = write_run(tmp_path / "other.trec", ROWS)
-    found = cell.of_run_file(task, f"run:{file}")
+    found = scored(cell.of_run_file(task, f"run:{file}"))
     assert list(found.queries) == list(ASKED)
     assert page.scatter([found.result], lambda result: result.latency_ms.get("p50", 0), "ms") == ""
