@@ -29,6 +29,17 @@ def test_near_duplicates_are_averaged_and_the_first_token_is_kept() -> None:
     assert pooled[0] == pytest.approx(np.stack([b, a, b]))
 
 
+def test_equal_tokens_whose_product_is_more_than_one() -> None:
+    """By rounding: a word that stands twice in the same place of two equal sentences."""
+    rows = np.random.default_rng(3).standard_normal((400, 128)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    long = rows[np.einsum("ij,ij->i", rows, rows) > 1.0][:6]
+    tokens = np.repeat(long, 4, axis=0)
+    assert (tokens @ tokens.T).max() > 1.0
+    pooled = pool_documents(TokenEmbeddings(tokens, np.array([0, 24])), PoolingConfig(factor=4, protected=0))
+    assert pooled[0] == pytest.approx(long, abs=1e-6)
+
+
 def test_means_are_not_normalised_again() -> None:
     tokens = np.array([[1, 0], [1, 0], [0.6, 0.8], [-1, 0], [-1, 0]], dtype=np.float32)
     pooled = pool_documents(TokenEmbeddings(tokens, np.array([0, 5])), PoolingConfig(factor=2, protected=1))

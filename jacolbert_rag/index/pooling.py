@@ -62,7 +62,8 @@ def _pool_document(tokens: FloatArray, config: PoolingConfig) -> tuple[FloatArra
     if n_clusters >= len(rest):
         return tokens, np.arange(len(tokens), dtype=np.int64)
     upper = np.triu_indices(len(rest), k=1)
-    tree = linkage(1.0 - (rest @ rest.T)[upper], method="ward")
+    # Equal tokens have a product of a little more than 1 after rounding, and no tree has lengths below 0.
+    tree = linkage(np.maximum(1.0 - (rest @ rest.T)[upper], 0.0), method="ward")
     labels = fcluster(tree, t=n_clusters, criterion="maxclust")
     # Number the clusters by their first token, so that pooled documents keep the order of the text.
     _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
