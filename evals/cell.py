@@ -128,7 +128,7 @@ def measure(task: Task, system: System, say: Progress, *, build_s: float | None)
     all_found = searched(task, system.name, system.settings, dict(zip(task.queries, found, strict=True)))
     result = replace(
         all_found.result,
-        latency_ms=systems.latency_ms(system, queries, among=among),
+        latency_ms=systems.latency_ms(system, queries, k=RUN_K, among=among),
         queries_per_s=len(queries) / seconds,
         build_s=build_s,
         bytes_per_document=None if n_bytes is None else n_bytes / len(task.documents),

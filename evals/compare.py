@@ -7,6 +7,7 @@ python -m evals.compare old.trec new.trec --qrels qrels.tsv             # of run
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +129,11 @@ def _named(system: str, dataset: str | None, out: Path) -> Any:
     from evals.results import Cell
 
     files = sorted((out / "cells").glob("*.json"), key=lambda file: file.stat().st_mtime)
-    cells = [cell for cell in map(Cell.load, files) if cell.result.system == system]
+    cells = []
+    for file in files:
+        with suppress(InvalidInputError):  # of another version
+            cells.append(Cell.load(file))
+    cells = [cell for cell in cells if cell.result.system == system]
     if dataset is not None:
         cells = [cell for cell in cells if cell.result.dataset == dataset]
     datasets = sorted({cell.result.dataset for cell in cells})

@@ -33,8 +33,8 @@ class Searched:
     queries: Mapping[str, str]
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        """Write JSON; escaped, since a text may have lone surrogates."""
+        path.write_text(json.dumps(asdict(self), allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Searched:

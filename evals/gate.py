@@ -1,6 +1,6 @@
 """Command line: fail where a figure has fallen, for CI.
 
-    python -m evals.gate --baseline evals/results/demo.json --max-drop 0.5
+    python -m evals.gate --baseline runs/my_eval/results.json --max-drop 0.5 --data-root .
 
 Measures anew what the baseline has, or takes --results; the status is 1 where a figure lost more points.
 """
@@ -21,6 +21,7 @@ from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+ROUNDING = 1e-9  # points
 # In a signature: queries, and which of how many; documents and the data's digest.
 _OF_DATA = re.compile(r"\|q:(?P<n>\d+)(?:/\d+)?\|(?P<corpus>c:\d+@[0-9a-f]+)")
 
@@ -68,7 +69,7 @@ def main(
         rows = compared(before, now, measure)
     except JaColBERTError as error:
         raise fail(error) from error
-    fallen = [row for row in rows if row.now is None or row.change < -max_drop]
+    fallen = [row for row in rows if row.now is None or row.change < -max_drop - ROUNDING]
     for row in rows:
         mark = "FELL" if row in fallen else "ok"
         shown = "not measured" if row.now is None else f"{row.now:.4f} ({row.change:+.2f} points)"

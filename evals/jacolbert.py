@@ -70,7 +70,8 @@ class JaColBERT:
     def search(self, query: str, k: int, among: Among | None = None) -> Found:
         """See `System`."""
         if self._first is not None:
-            among = list(self._first.search(query, RERANKED, among))
+            # A query's own candidates are all ordered, those without a shared word too.
+            among = list(among if among is not None else self._first.search(query, RERANKED))
             if not among:
                 return {}
         allowed = None if among is None else Ids(frozenset(among))

@@ -123,7 +123,7 @@ def write(path: Path, jobs: Sequence[Job]) -> None:
         version=jacolbert_rag.__version__,
         rank_names=[name for _, _, name in RANKS] + ["none"],
     )
-    path.write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8", errors="replace")  # a text may have lone surrogates
 
 
 def section(jobs: Sequence[Job]) -> Section:

@@ -65,10 +65,11 @@ class Dense:
         )
         found = []
         for i, query in enumerate(asked.astype(np.float32)):
-            rows = np.arange(len(self._ids))
-            if among is not None:
+            if among is None:
+                rows, scores = best(np.arange(len(self._ids)), self._vectors @ query, k)
+            else:
                 rows = np.array(sorted(self._rows[id] for id in among[i]), dtype=np.int64)
-            rows, scores = best(rows, self._vectors[rows] @ query, k)
+                rows, scores = best(rows, self._vectors[rows] @ query, k)
             found.append({self._ids[row]: float(score) for row, score in zip(rows, scores, strict=True)})
         return found
 

@@ -89,7 +89,7 @@ class Cell:
         """Write JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(asdict(self), ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        new.write_text(json.dumps(asdict(self), allow_nan=False), encoding="utf-8")
         new.replace(path)
 
     @classmethod

@@ -11,14 +11,16 @@ a run goes on where it was. What fails is a row that says why; the rest goes on.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json as json_module
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
     from evals.results import Cell
 
 DEFAULT_OUT = Path("runs") / "evals"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # read by the libraries when they are imported
+# Of evals: what figures depend on.
+MEASURING = (
+    "cell", "datasets", "found", "full_text", "heads", "jacolbert", "metrics", "peers", "protocol", "results",
+    "statistics", "systems", "trec",
+)  # fmt: skip
 _SCORING = Lock()  # the measures are compiled once, and by one
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -50,6 +58,7 @@ class Job:
         system: its name.
         spec: what its process is told; None where the dataset is not at hand.
         file: of its cell.
+        measure: that the dataset's authors report first.
         state: for people: waiting, a phase, a figure, or why there is none.
         cell: what was measured.
         error: why nothing was.
@@ -124,6 +133,8 @@ def main(
         metrics.load_ranx()  # an hour of encoding must not end in a missing package
         wanted = chosen(all, dataset or [], data, split, data_root or [], library)
         with ExitStack() as stack:
+            if offline:
+                stack.enter_context(_offline_hub())
             folder = out
             if folder is None:
                 # A single folder is asked once; all datasets are worth going on with.
@@ -200,7 +211,6 @@ def jobs_of(
     from evals.cell import RUN_K, Spec
     from evals.jacolbert import OF_ENGINE
     from evals.results import Cell
-    from evals.systems import RUN_PREFIX
 
     asked = f"{place.name}-{language}" if language is not None else place.name
     label = f"{asked} {place.split}"
@@ -220,17 +230,19 @@ def jobs_of(
         return [Job(label, name, None, out, place.measure, error=str(error)) for name in names]
     found = []
     for name in names:
+        own = fingerprint if name in OF_ENGINE else _of_files(Path(name.partition(":")[2]))
         # The code too: another way to search is another result.
-        own = fingerprint if name in OF_ENGINE else ""
-        if name.startswith(RUN_PREFIX):
-            own = _digest_of_file(Path(name.removeprefix(RUN_PREFIX)))
-        key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, _code()])
+        code = [_code("jacolbert_rag", None), _code("evals", MEASURING)]
+        key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, code])
         # One for all splits and languages: documents are embedded once.
-        index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], _code()])
+        index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], code[0]])
         file = out / "cells" / f"{task.name}-{place.split}-{key}.json"
         job = Job(label, name, spec_of(name, str(index)), file, place.measure)
         if job.file.exists():
-            job.cell = Cell.load(job.file)
+            try:
+                job.cell = Cell.load(job.file)
+            except InvalidInputError:
+                pass  # broken: measured again
         found.append(job)
     return found
 
@@ -238,10 +250,19 @@ def jobs_of(
 def measure(jobs: Sequence[Job], n_at_once: int) -> None:
     """Run what has no result yet, and show how far all are."""
     from evals import reports
+    from evals.jacolbert import OF_ENGINE
 
     waiting = [job for job in jobs if job.cell is None and not job.error]
+    # Those that share an index take turns: the first one makes it.
+    turns: defaultdict[str, Lock] = defaultdict(Lock)
     with reports.live(jobs) as refresh, ThreadPoolExecutor(n_at_once) as pool:
-        for _ in pool.map(lambda job: run_job(job, refresh), waiting):
+
+        def work(job: Job) -> None:
+            assert job.spec is not None
+            with turns[job.spec.index] if job.system in OF_ENGINE else nullcontext():
+                run_job(job, refresh)
+
+        for _ in pool.map(work, waiting):
             pass
 
 
@@ -290,6 +311,21 @@ def run_job(job: Job, refresh: Callable[[], None]) -> None:
     refresh()
 
 
+@contextmanager
+def _offline_hub() -> Iterator[None]:
+    """Neither this process nor those that it starts ask the hub for a model."""
+    before = {name: os.environ.get(name) for name in OFFLINE}
+    os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _with_head(model: str | None, head: str, out: Path) -> str | None:
     """The model, or a copy of it whose projection changes nothing."""
     if head == "linear":
@@ -315,23 +351,26 @@ def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[
 
 
 @cache
-def _code() -> str:
-    """Digest of the library's code."""
-    import jacolbert_rag
-
-    folder = Path(jacolbert_rag.__file__).parent
+def _code(package: str, modules: tuple[str, ...] | None) -> str:
+    """Digest of a package's code; of these modules of it, where not of all."""
+    (found,) = importlib.import_module(package).__path__
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(found).rglob("*.py")):
+        if modules is None or file.stem in modules:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _digest_of_file(path: Path) -> str:
-    """Of its content; "" where it cannot be read, which its process says."""
-    try:
+def _of_files(path: Path) -> str:
+    """What tells a model's folder or a run file from what it was before; "" where there is none."""
+    if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+    if not path.is_dir() or path == Path():
         return ""
+    # By size and time: a model may have gigabytes.
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    stats = [(file, file.stat()) for file in files]
+    return _digest([[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats])
 
 
 def _digest(value: Any) -> str:

@@ -30,7 +30,6 @@ KNOWN_SYSTEMS = (BM25_NAME, BIGRAM_NAME, CANDIDATES_NAME, EXACT_NAME, HYBRID_NAM
 RUN_PREFIX = "run:"  # a file of what another system found: nothing is searched
 
 LATENCY_QUERIES = 50
-LATENCY_K = 10
 WARM_UP_QUERIES = 3
 
 
@@ -105,7 +104,7 @@ def latency_ms(
     system: System,
     queries: Sequence[str],
     *,
-    k: int = LATENCY_K,
+    k: int,
     among: Sequence[Among] | None = None,
 ) -> dict[str, float]:
     """p50 and p95 in milliseconds of single calls, one query each, after a few that are not counted.
@@ -113,7 +112,7 @@ def latency_ms(
     Args:
         system: is warm afterwards; the caller's own batch search warms it further.
         queries: up to 50 are taken, spread evenly.
-        k: hits asked for.
+        k: hits asked for: as many as where quality is measured, since candidates grow with it.
         among: see `System.search_many`.
     """
     rows = np.unique(

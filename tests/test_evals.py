@@ -460,7 +460,7 @@ def test_latency_takes_single_calls_spread_evenly():
         def search_many(self, queries, k):
             raise AssertionError
 
-    times = systems.latency_ms(Fake(), [str(i) for i in range(1_000)])
+    times = systems.latency_ms(Fake(), [str(i) for i in range(1_000)], k=10)
     assert 0 <= times["p50"] <= times["p95"]
     timed = [int(query) for query, _ in calls[systems.WARM_UP_QUERIES :]]
     assert len(timed) == 50
@@ -468,7 +468,7 @@ def test_latency_takes_single_calls_spread_evenly():
     assert all(20 <= b - a <= 21 for a, b in itertools.pairwise(timed))
     assert {k for _, k in calls} == {10}
     calls.clear()
-    systems.latency_ms(Fake(), ["一", "二"])
+    systems.latency_ms(Fake(), ["一", "二"], k=10)
     assert [query for query, _ in calls] == ["一", "二"] * 2
 
 

@@ -96,6 +96,14 @@ def test_reranking_orders_what_words_find(built: dict[str, Any]) -> None:
     assert built["rerank"].search("オーロラ", 10) == {}
 
 
+def test_reranking_orders_all_candidates(built: dict[str, Any]) -> None:
+    """Of a query's own, those without a shared word too: the right one may be among them."""
+    found = built["rerank"].search("オーロラ", 10, ["湖1", "山1"])
+    assert set(found) == {"湖1", "山1"}
+    exact = built["jacolbert-exact"].search("オーロラ", 10, ["湖1", "山1"])
+    assert found == pytest.approx(exact)
+
+
 def test_bigrams() -> None:
     assert full_text.bigrams("東京 ＡＢc") == ["東京", "ab", "bc"]
     assert full_text.bigrams("湖") == full_text.bigrams(" ") == []
@@ -235,6 +243,43 @@ def test_a_run_goes_on_where_it_was(
         asked.clear()
         call(*data, "--system", "bm25", "--system", "hybrid", *other)
         assert asked == (["bm25", "hybrid"] if other[0] == "--limit" else ["hybrid"])
+
+
+def test_a_broken_cell_is_measured_again(root: Path, tmp_path: Path) -> None:
+    data = ["--data", root / "社内文書", "--split", "dev", "--system", "bm25", "--out", tmp_path / "o"]
+    assert call(*data).exit_code == 0
+    (file,) = (tmp_path / "o" / "cells").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert call(*data).exit_code == 0
+    assert results.Cell.load(file).result.measures == json.loads(whole)["result"]["measures"]
+
+
+def test_a_model_that_was_trained_again_is_another(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("1")
+    place = places.Place("社内文書", root / "社内文書", "dev", is_named=True)
+
+    def file_of(name: str) -> Path:
+        (job,) = run.jobs_of(place, [name], None, None, None, None, "", tmp_path / "o")
+        return job.file
+
+    before = file_of(f"dense:{folder}")
+    assert file_of(f"dense:{folder}") == before
+    (folder / "weights").write_text("12")
+    assert file_of(f"dense:{folder}") != before
+
+
+def test_texts_with_lone_surrogates(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "文書")
+    lines = (folder / "queries.jsonl").read_text(encoding="utf-8").replace("日本で", "\\ud83d日本で")
+    (folder / "queries.jsonl").write_text(lines, encoding="utf-8")
+    lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").replace("汽水湖", "\\ud83d汽水湖")
+    (folder / "corpus.jsonl").write_text(lines, encoding="utf-8")
+    done = call("--data", folder, "--split", "dev", "--system", "bm25", "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    assert "?日本で" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
 
 
 def test_cells_keep_each_query(finished: tuple[Path, Any]) -> None:
