@@ -30,7 +30,7 @@ from jacolbert_rag import (
     TokenEmbeddings,
 )
 from jacolbert_rag.errors import IndexFolderError, IndexWriteError
-from jacolbert_rag.index import copying, database, files, write
+from jacolbert_rag.index import copying, database, files, layout, write
 from jacolbert_rag.index import index as index_module
 from jacolbert_rag.index.connections import OverwrittenError
 from jacolbert_rag.index.index import Index, PassageChangedError, View
@@ -946,6 +946,26 @@ def test_copy_fills_an_empty_folder_and_does_not_replace_it(tmp_path: Path) -> N
     index.copy_to(tmp_path / "mounted")
     assert (tmp_path / "mounted").stat().st_ino == inode
     sound(Index.open(tmp_path / "mounted"), holds)
+
+
+def test_a_kill_before_the_database_is_signed(tmp_path: Path) -> None:
+    """The file is there and empty: no index yet, unless a manifest says that there was one."""
+    folder = tmp_path / "copy"
+    (folder / "files").mkdir(parents=True)
+    database_file = folder / layout.DATABASE_FILE
+    database_file.touch()
+    with pytest.raises(IndexNotFoundError, match="cut short"):
+        Index.open(folder)
+    with closing(sqlite3.connect(database_file)) as sql:  # pages, and nothing in them
+        sql.execute("CREATE TABLE t (a)")
+        sql.execute("DROP TABLE t")
+    assert database_file.stat().st_size
+    with pytest.raises(IndexNotFoundError, match="cut short"):
+        Index.open(folder)
+    database_file.write_bytes(b"")
+    (folder / layout.MANIFEST_FILE).write_text("{}")
+    with pytest.raises(IndexCorruptError, match="is not the database of an index"):
+        Index.open(folder)
 
 
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "over another"])

@@ -98,7 +98,7 @@ def connect(path: Path, *, durable: bool, new: bool = False) -> sqlite3.Connecti
     uri = f"{path.resolve().as_uri()}?mode={'rwc' if new else 'rw'}"
     sql = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
     try:
-        if new and _is_empty(sql):
+        if new and is_empty(sql):
             _sign(sql)
         sql.execute("PRAGMA journal_mode=WAL")
         sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
@@ -108,14 +108,15 @@ def connect(path: Path, *, durable: bool, new: bool = False) -> sqlite3.Connecti
     return sql
 
 
-def _is_empty(sql: sqlite3.Connection) -> bool:
+def is_empty(sql: sqlite3.Connection) -> bool:
+    """Whether nothing was ever committed to it but, perhaps, whose it is."""
     return not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def _sign(sql: sqlite3.Connection) -> None:
     """Say whose file it is, all at once: a kill leaves no file that is ours and of no format."""
     sql.execute("BEGIN IMMEDIATE")
-    if _is_empty(sql):
+    if is_empty(sql):
         sql.execute(f"PRAGMA application_id={APPLICATION_ID}")
         sql.execute(f"PRAGMA user_version={FORMAT_VERSION}")
     sql.execute("COMMIT")

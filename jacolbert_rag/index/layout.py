@@ -107,17 +107,21 @@ def read_manifest(sql: sqlite3.Connection, folder: Path) -> dict[str, Any]:
         IndexCorruptError: it is not readable.
     """
     path = folder / DATABASE_FILE
+    cut_short = (
+        f"There is no whole index in {folder}: saving one there was cut short, or is under way. Save it "
+        "again."
+    )
     if not database.is_ours(sql):
+        # A kill between making the file and signing it; where an index was, there is its manifest too.
+        if database.is_empty(sql) and not (folder / MANIFEST_FILE).is_file():
+            raise IndexNotFoundError(cut_short)
         raise IndexCorruptError(f"{path} is not the database of an index. {MEND}")
     version = database.format_version(sql)
     check_version(folder, version)
     if version != FORMAT_VERSION:  # former ones have another file
         raise IndexCorruptError(f"{path} says it has format {version}, expected {FORMAT_VERSION}. {MEND}")
     if not database.is_made(sql):
-        raise IndexNotFoundError(
-            f"There is no whole index in {folder}: saving one there was cut short, or is under way. Save it "
-            "again."
-        )
+        raise IndexNotFoundError(cut_short)
     try:
         manifest = database.read_state(sql)["manifest"]
         if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
