@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from evals.protocol import RERANKED, Among, Found, one_by_one
 from jacolbert_rag.datatypes import Document
@@ -134,6 +133,8 @@ class CrossEncoder:
 
 def fingerprint(model: Any) -> str:
     """Eight digits of a hash over all weights: a name alone, or a folder's, does not say which they are."""
+    import torch  # here: full-text search is measured without it
+
     digest = hashlib.sha256()
     for name, weights in sorted(model.state_dict().items()):
         digest.update(name.encode())
