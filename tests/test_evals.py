@@ -499,7 +499,8 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
         assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"]
         assert result["queries_per_s"] > 0
         assert result["bytes_per_document"] > 0
-        assert 100 < result["peak_mb"] < 10_000
+        lowest = 10 if result["system"] == "bm25" else 100  # full text loads no torch
+        assert lowest < result["peak_mb"] < 10_000
         assert result["n_documents"] == 10
         assert result["signature"] in done.stdout
     bm25, _, proposed, exact, hybrid, reranked = results
