@@ -33,7 +33,7 @@ format: $(VENV)/.installed-lint  ## rewrite what can be rewritten
 
 # Folders in BEIR layout; those that are prepared, and the demo corpus, are measured without it.
 DATA ?= ../shared/data
-EVAL := -m evals.run --all --offline $(if $(wildcard $(DATA)),--data-root "$(DATA)")
+EVAL := -m evals.run --all --offline $(if $(shell test -d "$(DATA)" && echo yes),--data-root "$(DATA)")
 
 eval: $(VENV)/.installed  ## measure all systems on all that is here; the page is runs/evals/report.html
 	$(RUN) $(EVAL)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals import datasets, jacolbert
+from evals.options import fail
 from jacolbert_rag.config import SearchMode
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
@@ -90,6 +91,7 @@ def main(
             raise InvalidInputError(f"--mode is {mode!r}; expected {' or '.join(MODES)}.")
         reports.check_writable(json)
         task = datasets.load_task(data, split, limit=limit, name=name)
+        datasets.check_whole_corpus(task, "abstaining")
         engine = jacolbert.build_engine(task.documents, model=model)
         row = measure(engine, task, datasets.unanswerable(data, split), MODES[mode])
         system = jacolbert.JaColBERT(engine, mode)
@@ -97,8 +99,7 @@ def main(
         engine.close()
         reports.write_rows(json, [row])
     except JaColBERTError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+        raise fail(error) from error
     console.print_json(data=row)
 
 

@@ -61,6 +61,15 @@ class Dataset:
     has_candidates: bool = False
     base: str | None = None
 
+    def differences(self, n_queries: int, n_documents: int) -> list[str]:
+        """What is not as it was published."""
+        counts = {"queries": (n_queries, self.n_queries), "documents": (n_documents, self.n_documents)}
+        return [
+            f"{found:,} {what}, and {expected:,} were published: figures differ from published ones."
+            for what, (found, expected) in counts.items()
+            if expected is not None and found != expected
+        ]
+
 
 MIRACL_QUERIES = Source(
     "hub",

@@ -10,12 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.datasets import DatasetError
 from evals.found import Searched
+from evals.protocol import Prompts
+from jacolbert_rag.config import EncoderOverrides
 from jacolbert_rag.errors import JaColBERTError
 
 if TYPE_CHECKING:
@@ -29,6 +31,25 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Options:
+    """How all datasets and systems of a run are measured.
+
+    Attributes:
+        limit: only so many queries; None is all.
+        language: to ask in, from queries.LANGUAGE.jsonl; None is the dataset's own.
+        model: of JaColBERT: a folder or a hub id; None is the bundled one.
+        encoder: settings of JaColBERT in place of the model's.
+        prompts: of dense models, in place of their own.
+    """
+
+    limit: int | None = None
+    language: str | None = None
+    model: str | None = None
+    encoder: EncoderOverrides = field(default_factory=EncoderOverrides)
+    prompts: Prompts = field(default_factory=Prompts)
+
+
+@dataclass(frozen=True)
 class Spec:
     """What to measure.
 
@@ -36,23 +57,17 @@ class Spec:
         name: the dataset's.
         folder: of it, in BEIR layout.
         split: of its queries.
-        limit: only so many queries; None is all.
         system: its name.
-        model: of JaColBERT: a folder or a hub id; None is the bundled one.
-        query_length: rule in place of the model's.
         index: folder of the index that JaColBERT's ways share.
-        language: to ask in, from queries.LANGUAGE.jsonl; None is the dataset's own.
+        options: how.
     """
 
     name: str
     folder: str
     split: str
-    limit: int | None
     system: str
-    model: str | None
-    query_length: str | None
     index: str
-    language: str | None = None
+    options: Options = field(default_factory=Options)
 
     def task(self) -> Task:
         """The dataset.
@@ -63,21 +78,34 @@ class Spec:
         from evals.datasets import load_task
 
         return load_task(
-            Path(self.folder), self.split, limit=self.limit, name=self.name, language=self.language
+            Path(self.folder),
+            self.split,
+            limit=self.options.limit,
+            name=self.name,
+            language=self.options.language,
         )
 
     def save(self, path: Path) -> None:
         """Write JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
+    @classmethod
+    def load(cls, path: Path) -> Spec:
+        """Read what `save` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        options = content.pop("options")
+        prompts = Prompts(**options.pop("prompts"))
+        return cls(**content, options=Options(**options, prompts=prompts))
+
 
 def main(spec_file: Path, out: Path) -> int:
     """Search, and write what was found; the exit status."""
-    spec = Spec(**json.loads(spec_file.read_text(encoding="utf-8")))
+    spec = Spec.load(spec_file)
     try:
         run(spec, _say).save(out)
     except JaColBERTError as error:
-        sys.stderr.write(f"error: {error}\n")
+        # On one line: the one that started it shows the last.
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     return 0
 
@@ -101,9 +129,16 @@ def run(spec: Spec, say: Progress) -> Searched:
     index = Path(spec.index)
     was_there = spec.system in jacolbert.OF_ENGINE and (index / "manifest.json").is_file()
     start = time.perf_counter()
-    for system in systems.build(
-        [spec.system], task.documents, model=spec.model, query_length=spec.query_length, index=index
-    ):
+    built = systems.build(
+        [spec.system],
+        task.documents,
+        model=spec.options.model,
+        encoder=spec.options.encoder,
+        prompts=spec.options.prompts,
+        index=index,
+        progress=_counter(say, len(task.documents)),
+    )
+    for system in built:
         build_s = time.perf_counter() - start
         return measure(task, system, say, build_s=None if was_there else build_s)
     raise AssertionError("no system was built")
@@ -187,6 +222,7 @@ def searched(task: Task, name: str, settings: Sequence[str], run: Mapping[str, F
         peak_mb=None,
         hardware=results.hardware(),
         signature=results.signature(task, name, settings, k=RUN_K),
+        notes=task.notes,
     )
     return Searched(result, run, task.qrels, task.queries)
 
@@ -203,6 +239,18 @@ def peak_bytes() -> int:
 
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_kb if sys.platform == "darwin" else 1024 * peak_kb  # macOS counts bytes
+
+
+def _counter(say: Progress, total: int) -> Callable[[int], None]:
+    """What is told how many documents were embedded since it was told last."""
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        say("building", done, total)
+
+    return count
 
 
 def _say(phase: str, done: int, total: int) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from evals import statistics
 from evals.options import WithLists, fail
+from evals.results import data_of
 from evals.run import DEFAULT_OUT
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
@@ -33,11 +34,13 @@ class Values:
         name: for people.
         measures: measure -> query id -> value.
         texts: query id -> query, where it is known.
+        signature: all that they depend on; "" where it is not known.
     """
 
     name: str
     measures: Mapping[str, Mapping[str, float]]
     texts: Mapping[str, str]
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def main(
     dataset: Annotated[
         str | None, typer.Option(help="Of systems that are named; not needed where --out has only one.")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="The same of splits.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of evals.run.", metavar="FOLDER")] = DEFAULT_OUT,
     qrels: Annotated[Path | None, typer.Option(help="Judgements of run files.", metavar="F")] = None,
     measures: Annotated[
@@ -87,19 +91,25 @@ def main(
         if json is not None:
             reports.check_writable(json)
         names = list(measures or MEASURES)
-        first, second = (values_of(each, dataset, out, qrels, names) for each in (a, b))
+        first, second = (values_of(each, dataset, split, out, qrels, names) for each in (a, b))
         differences = compared(first, second, names)
         moved = moved_most(first, second, names[0])
     except (JaColBERTError, ValueError) as error:
         raise fail(error) from error
-    show(first.name, second.name, differences, moved, names[0], top)
+    show(first, second, differences, moved, names[0], top)
     if json is not None:
-        rows = [{"a": first.name, "b": second.name, **asdict(each)} for each in differences]
+        signed = {"a_signature": first.signature, "b_signature": second.signature}
+        rows = [{"a": first.name, "b": second.name, **signed, **asdict(each)} for each in differences]
         reports.write_rows(json, rows)
 
 
 def values_of(
-    given: str, dataset: str | None, out: Path, qrels: Path | None, measures: Sequence[str]
+    given: str,
+    dataset: str | None,
+    split: str | None,
+    out: Path,
+    qrels: Path | None,
+    measures: Sequence[str],
 ) -> Values:
     """The values of a system, of a cell's file, or of a run file.
 
@@ -114,18 +124,22 @@ def values_of(
         metrics.check_measures(measures)
         judged, run = trec.read_qrels(qrels), trec.read_run(path)
         return Values(given, metrics.per_query(judged, run, measures), {})
-    cell = Cell.load(path) if path.is_file() else _named(given, dataset, out)
+    cell = Cell.load(path) if path.is_file() else _named(given, dataset, split, out)
     if missing := [name for name in measures if name not in cell.result.measures]:
         known = ", ".join(cell.result.measures)
         raise InvalidInputError(f"{given} was not measured in {missing[0]}; there are {known}.")
     values = {name: {id: each.values[name] for id, each in cell.queries.items()} for name in measures}
     result = cell.result
     name = f"{result.system} ({result.dataset} {result.split})"
-    return Values(name, values, {id: each.text for id, each in cell.queries.items()})
+    return Values(name, values, {id: each.text for id, each in cell.queries.items()}, result.signature)
 
 
-def _named(system: str, dataset: str | None, out: Path) -> Any:
-    """The newest cell of a system."""
+def _named(system: str, dataset: str | None, split: str | None, out: Path) -> Any:
+    """The newest cell of a system on a dataset and split.
+
+    Raises:
+        InvalidInputError: there is none, or there are some of several datasets or splits.
+    """
     from evals.results import Cell
 
     files = sorted((out / "cells").glob("*.json"), key=lambda file: file.stat().st_mtime)
@@ -134,18 +148,21 @@ def _named(system: str, dataset: str | None, out: Path) -> Any:
         with suppress(InvalidInputError):  # of another version
             cells.append(Cell.load(file))
     cells = [cell for cell in cells if cell.result.system == system]
-    if dataset is not None:
-        cells = [cell for cell in cells if cell.result.dataset == dataset]
-    datasets = sorted({cell.result.dataset for cell in cells})
+    for part, wanted in (("dataset", dataset), ("split", split)):
+        if wanted is not None:
+            cells = [cell for cell in cells if getattr(cell.result, part) == wanted]
     if not cells:
-        of = f" on {dataset}" if dataset is not None else ""
+        named = " ".join(each for each in (dataset, split) if each is not None)
+        of = f" on {named}" if named else ""
         raise InvalidInputError(
             f"{out} has no result of {system!r}{of}. Run: python -m evals.run --out {out} --system {system} …"
         )
-    if len(datasets) > 1:
-        raise InvalidInputError(
-            f"{out} has {system!r} on {', '.join(datasets)}. Name one of them with --dataset."
-        )
+    for part in ("dataset", "split"):
+        there = sorted({getattr(cell.result, part) for cell in cells})
+        if len(there) > 1:
+            raise InvalidInputError(
+                f"{out} has {system!r} on {', '.join(there)}. Name one of them with --{part}."
+            )
     return cells[-1]
 
 
@@ -153,8 +170,15 @@ def compared(a: Values, b: Values, measures: Sequence[str]) -> list[Difference]:
     """How two systems differ, measure by measure.
 
     Raises:
-        InvalidInputError: they are of other queries.
+        InvalidInputError: they are of other queries, documents or judgements.
     """
+    if a.signature and b.signature:
+        one_data, other_data = (data_of({"signature": each.signature}) for each in (a, b))
+        if one_data != other_data:
+            raise InvalidInputError(
+                f"{a.name} and {b.name} were measured on other data:\n  {a.signature}\n  {b.signature}\n"
+                "Measure both anew on the same dataset and split, with the same --limit."
+            )
     ids = list(a.measures[measures[0]])
     others = b.measures[measures[0]]
     if set(ids) != set(others):
@@ -186,7 +210,7 @@ def moved_most(a: Values, b: Values, measure: str) -> list[Moved]:
 
 
 def show(
-    a: str, b: str, differences: Sequence[Difference], moved: Sequence[Moved], measure: str, top: int
+    a: Values, b: Values, differences: Sequence[Difference], moved: Sequence[Moved], measure: str, top: int
 ) -> None:
     """Tables on standard output."""
     from rich.box import SIMPLE_HEAD
@@ -199,7 +223,10 @@ def show(
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH)
-    console.print(Text(f"A: {a}\nB: {b}"))
+    for letter, system in (("A", a), ("B", b)):
+        console.print(Text(f"{letter}: {system.name}"))
+        if system.signature:
+            console.print(Text(f"   {system.signature}", style="dim"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("measure")
     for head in ("A", "B", "B - A, points", "95 %", "p (Holm)", "wins", "ties", "losses"):

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals import catalog
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError
 
+ABOUT = "dataset.json"  # of a folder that evals.prepare wrote
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
 CANDIDATES_HEADER = "query-id\tcorpus-id"
 MAX_SCORE = 2**31  # of a judgement: far above any scale in use, far below what int64 holds
@@ -42,6 +44,7 @@ class Task:
             do not change it.
         corpus_digest: the same over the corpus alone.
         candidates: query id -> ids of the documents that it ranks; None is the whole corpus for all.
+        notes: where it is from, and what differs from the published dataset of its name.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Task:
     digest: str
     corpus_digest: str = ""
     candidates: Mapping[str, Sequence[str]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class _Entry(NamedTuple):
@@ -124,7 +128,43 @@ def load_task(
         digest=_digest(corpus, {id: asked[id] for id in ids}, {id: judged[id] for id in ids}, candidates),
         corpus_digest=_digest(corpus, {}, {}, None),
         candidates=None if candidates is None else {id: candidates[id] for id in kept},
+        notes=_notes(folder, name or folder.resolve().name, len(ids), len(corpus)),
     )
+
+
+def _notes(folder: Path, name: str, n_queries: int, n_documents: int) -> tuple[str, ...]:
+    """Revisions and notes of a prepared folder; of another one, what differs from the dataset of its name."""
+    file = folder / ABOUT
+    if file.is_file():
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return (*(f"{name}@{at}" for name, at in about["revisions"].items()), *about["notes"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f"{file} cannot be read ({error}). Remove the folder, and prepare the dataset again."
+            ) from error
+    published = catalog.find(name)
+    if published is None:
+        return ()
+    found = published.differences(n_queries, n_documents)
+    return tuple(f"{folder.resolve().name}: {each}" for each in found)
+
+
+def check_whole_corpus(task: Task, what: str) -> None:
+    """Refuse a dataset whose queries each rank candidates of their own.
+
+    Args:
+        task: the dataset.
+        what: is measured.
+
+    Raises:
+        DatasetError: it has candidates.
+    """
+    if task.candidates is not None:
+        raise DatasetError(
+            f"in {task.name} {task.split} each query ranks its own candidates, and {what} is measured in a "
+            "search of the whole corpus. Name another dataset, or a copy of its folder without candidates/."
+        )
 
 
 def unanswerable(folder: Path, split: str) -> list[str]:

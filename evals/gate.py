@@ -7,7 +7,6 @@ Measures anew what the baseline has, or takes --results; the status is 1 where a
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from evals.options import fail
+from evals.results import data_of, setting_of
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 ROUNDING = 1e-9  # points
-# In a signature: queries, and which of how many; documents and the data's digest.
-_OF_DATA = re.compile(r"\|q:(?P<n>\d+)(?:/\d+)?\|(?P<corpus>c:\d+@[0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Row:
         name: dataset, split and system.
         before: in the baseline.
         now: None where it was not measured.
-        change: in points; below 0 where some were lost.
+        change: in points, below 0 where some were lost; None where it was not measured.
     """
 
     name: str
@@ -42,9 +40,9 @@ class Row:
     now: float | None
 
     @property
-    def change(self) -> float:
+    def change(self) -> float | None:
         """See above."""
-        return 100 * ((self.now if self.now is not None else 0.0) - self.before)
+        return None if self.now is None else 100 * (self.now - self.before)
 
 
 @app.command()
@@ -69,10 +67,10 @@ def main(
         rows = compared(before, now, measure)
     except JaColBERTError as error:
         raise fail(error) from error
-    fallen = [row for row in rows if row.now is None or row.change < -max_drop - ROUNDING]
+    fallen = [row for row in rows if row.change is None or row.change < -max_drop - ROUNDING]
     for row in rows:
         mark = "FELL" if row in fallen else "ok"
-        shown = "not measured" if row.now is None else f"{row.now:.4f} ({row.change:+.2f} points)"
+        shown = "not measured" if row.change is None else f"{row.now:.4f} ({row.change:+.2f} points)"
         typer.echo(f"{mark:4} {row.name}: {row.before:.4f} -> {shown}")
     if fallen:
         typer.echo(f"{len(fallen)} of {len(rows)} lost more than {max_drop} points of {measure}.", err=True)
@@ -85,7 +83,8 @@ def compared(
     """Each row of the baseline beside today's.
 
     Raises:
-        InvalidInputError: the measure is in none, or two rows of a name are of other data.
+        InvalidInputError: the measure is in none, or two rows of a name are of other data, or of one model
+            read in two ways.
     """
     today = {_name(row): row for row in now}
     rows = []
@@ -94,10 +93,8 @@ def compared(
         if measure not in old["measures"]:
             raise InvalidInputError(f"{name} has no {measure}; name {', '.join(old['measures'])}.")
         new = today.get(name)
-        if new is not None and (then := _data(old)) != (here := _data(new)):
-            raise InvalidInputError(
-                f"{name}: the baseline is of {then}, and today's result of {here}. Take the same data."
-            )
+        if new is not None:
+            _check_alike(name, old, new)
         rows.append(
             Row(name, old["measures"][measure], None if new is None else new["measures"].get(measure))
         )
@@ -112,12 +109,25 @@ def measured(
     """Today's results of what the rows name.
 
     Raises:
-        InvalidInputError: a dataset is neither in the repository, nor prepared, nor below a root.
+        InvalidInputError: a dataset is neither in the repository, nor prepared, nor below a root; or a row
+            was measured in a way that cannot be read from it.
     """
     from evals import places, run
+    from evals.cell import Options
     from evals.sources import Library
 
-    beside = {place.name: place for root in roots for place in places.of_root(root)}
+    for row in rows:
+        if "dataset" not in row:
+            raise InvalidInputError(
+                f"{_name(row)} was scored by evals.score, which searches nothing. Score it today, too, and "
+                "pass that with --results."
+            )
+        if "-without-head-" in row["signature"]:
+            raise InvalidInputError(
+                f"{_name(row)} was measured with --head none. Measure it today with evals.run --head none "
+                "--json, and pass that with --results."
+            )
+    beside = places.of_roots(roots)
     library = Library(offline=True)
     found: list[dict[str, Any]] = []
     datasets = dict.fromkeys((row["dataset"], row["split"]) for row in rows)
@@ -127,10 +137,10 @@ def measured(
             place = beside.get(dataset) or places.named(dataset, library)
             assert place.folder is not None
             place = places.Place(dataset, place.folder, split, is_named=True)
-            signed = _OF_DATA.search(own[0]["signature"])
-            limit = int(signed["n"]) if signed is not None else None
+            data = data_of(own[0])
+            options = Options(limit=data[0] if data is not None else None, model=model)
             names = [row["system"] for row in own]
-            jobs = run.jobs_of(place, names, model, None, None, limit, "", Path(out))
+            jobs = run.jobs_of(place, names, options, "", Path(out))
             run.measure(jobs, 1)
             if failed := [job for job in jobs if job.error]:
                 raise InvalidInputError(f"{failed[0].dataset}, {failed[0].system}: {failed[0].error}")
@@ -138,13 +148,39 @@ def measured(
     return found
 
 
+def _check_alike(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse figures of other data, or of the same weights read in another way.
+
+    Raises:
+        InvalidInputError: they are.
+    """
+    then, here = data_of(old), data_of(new)
+    if then != here:
+        shown = [
+            f"{data[0]:,} queries, {data[1]}" if data is not None else "unsigned data"
+            for data in (then, here)
+        ]
+        raise InvalidInputError(
+            f"{name}: the baseline is of {shown[0]}, and today's result of {shown[1]}. Take the same data."
+        )
+    for setting in ("qlen", "dlen", "skip"):
+        before, now = setting_of(old, setting), setting_of(new, setting)
+        if before and now and before != now and _weights(old) == _weights(new):
+            raise InvalidInputError(
+                f"{name}: the baseline was measured with {setting}:{before}, and today's result with "
+                f"{setting}:{now}, by the same model. Measure it today with evals.run and the options of the "
+                "baseline, and pass that with --results."
+            )
+
+
+def _weights(row: Mapping[str, Any]) -> str:
+    """The model in a row's signature, with what its weights are told by."""
+    parts = row.get("signature", "").split("|")
+    return next((part for part in parts[4:] if "@" in part), "")
+
+
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['dataset']} {row['split']}, {row['system']}"
-
-
-def _data(row: Mapping[str, Any]) -> str:
-    found = _OF_DATA.search(row["signature"])
-    return f"{found['n']} queries, {found['corpus']}" if found is not None else "unsigned data"
+    return f"{row['dataset']} {row['split']}, {row['system']}" if "dataset" in row else str(row.get("run"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ JaColBERTv2.5's published JQaRA figure (.618) was scored so; with the projection
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +34,13 @@ def without_head(model: str | None, folder: Path) -> Path:
         identity.linear.weight.copy_(torch.eye(width))
     config = replace(loaded.config, dim=width)
     tokenizer = Tokenizer(loaded.tokenizer.subwords, config)
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     network = ColBERT(loaded.model.backbone, [identity])
     checkpoint.save(new, network, tokenizer, dtype=torch.float32)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except OSError:  # another process was faster
+        shutil.rmtree(new, ignore_errors=True)
+        if not path.is_dir():
+            raise
     return path

@@ -10,7 +10,10 @@ which the right one must be found. Equal passages are one. Then: evals.run --dat
 from __future__ import annotations
 
 import csv
+import io
 import json
+import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +60,31 @@ def main(
     except JaColBERTError as error:
         raise fail(error) from error
     typer.echo(f"{folder}: {n_questions:,} questions, {n_passages:,} passages. Now:", err=True)
-    typer.echo(f"python -m evals.run --data {folder} --split {split}")
+    typer.echo(f"python -m evals.run --data {shlex.quote(str(folder))} --split {shlex.quote(split)}")
+
+
+class Passages:
+    """Passages by id; equal ones are one, and so are one with a title and the same without.
+
+    Attributes:
+        entries: id -> title and text.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, tuple[str, str]] = {}
+        self._titles: defaultdict[str, dict[str, str]] = defaultdict(dict)  # text -> title -> id
+
+    def id_of(self, title: str, text: str) -> str:
+        """The passage's id, new where it is not there."""
+        titles = self._titles[text]
+        if title in titles:
+            return titles[title]
+        if titles and not title:
+            return next(iter(titles.values()))
+        id = titles.pop("", None) or f"d{len(self.entries) + 1}"
+        titles[title] = id
+        self.entries[id] = (title, text)
+        return id
 
 
 def make(
@@ -76,23 +103,24 @@ def make(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInputError(f"{folder} is there already. Name a new folder.")
-    ids: dict[tuple[str, str], str] = {}
+    corpus = Passages()
     asked: dict[str, str] = {}
     judged: dict[tuple[str, str], None] = {}
     read = read_pairs(pairs, question, passage, title)
     for pair in read:
-        document = ids.setdefault((pair.title, pair.text), f"d{len(ids) + 1}")
+        document = corpus.id_of(pair.title, pair.text)
         query = asked.setdefault(pair.question, f"q{len(asked) + 1}")
         judged[query, document] = None
     if documents is not None:
         for row_title, text in read_passages(documents, passage, title):
-            ids.setdefault((row_title, text), f"d{len(ids) + 1}")
+            corpus.id_of(row_title, text)
     (folder / "qrels").mkdir(parents=True)
-    _write(folder / "corpus.jsonl", ({"_id": id, "title": t, "text": text} for (t, text), id in ids.items()))
+    entries = [{"_id": id, "title": head, "text": text} for id, (head, text) in corpus.entries.items()]
+    _write(folder / "corpus.jsonl", entries)
     _write(folder / "queries.jsonl", ({"_id": id, "text": text} for text, id in asked.items()))
     lines = ["query-id\tcorpus-id\tscore\n", *(f"{query}\t{document}\t1\n" for query, document in judged)]
     (folder / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
-    return len(asked), len(ids)
+    return len(asked), len(corpus.entries)
 
 
 def read_pairs(path: Path, question: str | None, passage: str | None, title: str | None) -> list[Pair]:
@@ -138,7 +166,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     try:
         # Excel writes a byte order mark before its CSV.
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # line breaks as they are, for the table's cells
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f'{path} is not UTF-8 ({error}). In Excel, save it as "CSV UTF-8".'
@@ -146,11 +174,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read ({error}). Check the name.") from error
     if path.suffix in (".jsonl", ".json"):
-        rows = [_object(path, n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        # Not at every line break of Unicode: a text may hold one.
+        rows = [_object(path, n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     else:
-        lines = text.splitlines(keepends=True)
+        file = io.StringIO(text, newline="")
         try:
-            read = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+            read = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
         except csv.Error as error:
             raise InvalidInputError(f"{path} is no table that can be read ({error}).") from error
         rows = [{key: value or "" for key, value in row.items() if key} for row in read]
@@ -177,7 +206,7 @@ def column(
     Raises:
         InvalidInputError: there is none.
     """
-    there = list(rows[0])
+    there = _columns(rows)
     if wanted is not None:
         if wanted not in there:
             raise InvalidInputError(f"{path} has no column {wanted!r}; it has {', '.join(there)}.")
@@ -192,8 +221,13 @@ def column(
 
 def _known(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
     """The first of these columns that is there, else ""; capitals do not count."""
-    lowered = {name.strip().lower(): name for name in rows[0]}
+    lowered = {name.strip().lower(): name for name in _columns(rows)}
     return next((lowered[name] for name in names if name in lowered), "")
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Columns of all rows, in their order: the first of JSON lines need not have all."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

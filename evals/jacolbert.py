@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.full_text import BM25
 from evals.protocol import RERANKED, Among, Found, one_by_one
-from jacolbert_rag.config import SearchConfig, SearchMode
+from jacolbert_rag.config import EncoderOverrides, SearchConfig, SearchMode
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.index.filters import Ids
+from jacolbert_rag.progress import Progress
 
 if TYPE_CHECKING:
     from jacolbert_rag import JaColBERTRetriever
@@ -45,7 +47,7 @@ class JaColBERT:
             f"b:{lexical.b}",
             f"mecab-unidic-lite:{'folded' if lexical.fold else 'surface'}",
         )
-        self.settings = _engine_settings(engine, exact=self._exact)
+        self.settings = _engine_settings(engine, exact=self._exact, mode=self._mode)
         self.settings += fused if self._mode == "hybrid" else ()
         if self._first is not None:
             self.settings += (f"of:{self._first.name}:{RERANKED}", *self._first.settings)
@@ -83,18 +85,20 @@ def build_engine(
     documents: Sequence[Document],
     *,
     model: str | None,
-    query_length: str | None = None,
+    encoder: EncoderOverrides | None = None,
     candidates: bool = True,
     index: Path | None = None,
+    progress: Progress = True,
 ) -> JaColBERTRetriever:
     """An index; documents without text are left out, and so never found.
 
     Args:
         documents: the corpus, of distinct ids.
         model: a folder or a hub id; None is the bundled model.
-        query_length: rule in place of the model's.
+        encoder: settings in place of the model's.
         candidates: build them, however small the corpus is; without them every search is exact.
         index: its folder; opened if there is one that holds as many documents. None is a temporary one.
+        progress: see `JaColBERTRetriever.add`.
     """
     from jacolbert_rag import IndexSettings, JaColBERTRetriever
 
@@ -105,37 +109,42 @@ def build_engine(
         key=lambda document: document.id,
     )
     if index is not None and (index / "manifest.json").is_file():
-        engine = JaColBERTRetriever.load(index, model=model, query_length=query_length, settings=settings)
+        # What else reads documents in another way is another index.
+        rule = encoder.get("query_length") if encoder is not None else None
+        engine = JaColBERTRetriever.load(index, model=model, query_length=rule, settings=settings)
         if len(engine) == len(with_text):
             return engine
         # A build that was cut: what is there is not embedded again.
         with_text = [document for document in with_text if document.id not in engine]
     else:
-        engine = JaColBERTRetriever.from_pretrained(model, query_length=query_length, settings=settings)
+        engine = JaColBERTRetriever.from_pretrained(model, encoder=encoder, settings=settings)
         if index is not None:
             engine.save(index)
     # Equal scores are ordered by row: ascending id, when documents arrive in that order.
-    engine.add(with_text, progress=True)
+    engine.add(with_text, progress=progress)
     return engine
 
 
-def _engine_settings(engine: JaColBERTRetriever, *, exact: bool) -> tuple[str, ...]:
+def _engine_settings(engine: JaColBERTRetriever, *, exact: bool, mode: SearchMode) -> tuple[str, ...]:
     checkpoint, settings = engine.encoder.checkpoint, engine.settings
     # A folder's place on this machine says nothing elsewhere; the fingerprint tells models apart.
     folder = Path(checkpoint.name)
     model = folder.resolve().name if folder.is_dir() else checkpoint.name
     candidates = settings.candidates
+    # Hybrid search has a number of its own, which is named with its fusion.
     proposed = (
         f"n_nearest:{candidates.n_nearest}",
-        f"n_candidates:{candidates.n_candidates}",
+        *((f"n_candidates:{candidates.n_candidates}",) if mode != "hybrid" else ()),
         f"ef:{candidates.ef_search}",
     )
+    config = checkpoint.config
     return (
         f"{model}@{checkpoint.fingerprint[:8]}",
         f"pool:{settings.pooling.factor}",
         settings.store.dtype,
         f"compute:{str(engine.encoder.dtype).removeprefix('torch.')}",
         *(() if exact else proposed),
-        f"qlen:{checkpoint.config.query_length}",
-        f"dlen:{checkpoint.config.document_length}",
+        f"qlen:{config.query_length}",
+        f"dlen:{config.document_length}",
+        f"skip:{'punctuation' if config.skiplist == tuple(string.punctuation) else len(config.skiplist)}",
     )

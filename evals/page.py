@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals import statistics
-from evals.reports import SHOWN, missing, number
+from evals.reports import SHOWN, missing, notes, number
 from jacolbert_rag.datatypes import Document, Highlight, Hit
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def write(path: Path, jobs: Sequence[Job]) -> None:
         sections=sections,
         systems=list(dict.fromkeys(result.system for result in results)),
         missing=missing(jobs),
+        notes=notes(results),
         shown=SHOWN,
         number=number,
         main=MAIN,
@@ -194,7 +195,9 @@ def looked(jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Looked]:
         )
         for id in chosen
     }
-    marked = highlights(spec.model, {id: [texts[d] for d in wanted[id]] for id in chosen}, task.queries)
+    marked = highlights(
+        spec.options.model, {id: [texts[d] for d in wanted[id]] for id in chosen}, task.queries
+    )
     return [_looked(id, task, cells, marked[id]) for id in chosen]
 
 

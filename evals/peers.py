@@ -8,45 +8,75 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.protocol import RERANKED, Among, Found, one_by_one
+from evals.protocol import RERANKED, Among, Found, Prompts, one_by_one
 from jacolbert_rag.datatypes import Document
-from jacolbert_rag.errors import OptionalDependencyError
+from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.index.snapshot import best
 
 if TYPE_CHECKING:
     from evals.full_text import BM25
 
+SIMILARITIES = ("cosine", "dot")
 DENSE_PREFIX, CROSS_ENCODER_PREFIX = "dense:", "cross-encoder:"  # with a model behind the colon
 
 
 class Dense:
     """One vector a document, from a sentence-transformers model, all of them compared."""
 
-    def __init__(self, documents: Sequence[Document], model: str, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        model: str,
+        *,
+        prompts: Prompts | None = None,
+        name: str | None = None,
+    ) -> None:
         """Embed the documents.
 
         Args:
             documents: the corpus, of distinct ids.
-            model: a folder or a hub id; its own prompts for queries and documents are used.
+            model: a folder or a hub id.
+            prompts: in place of the model's own, which some (such as E5) do not state.
             name: for results.
 
         Raises:
             OptionalDependencyError: sentence-transformers is not installed.
+            InvalidInputError: the model cannot be loaded, or compares vectors in another way than by cosine
+                or dot product.
         """
-        self._model = sentence_transformers().SentenceTransformer(model, trust_remote_code=False)
+        self._model = load("SentenceTransformer", model)
+        similarity = self._model.similarity_fn_name
+        if similarity not in SIMILARITIES:
+            raise InvalidInputError(
+                f"{model} compares vectors by {similarity}; expected {' or '.join(SIMILARITIES)}. Search "
+                f"with it elsewhere, and measure its run file: run:FILE."
+            )
+        own, prompts = self._model.prompts, prompts or Prompts()
+        self._prompts = {
+            part: given if given is not None else own.get(part) or ""
+            for part, given in (("query", prompts.query), ("document", prompts.document))
+        }
+        # The dot product of vectors of length 1 is their cosine.
+        self._options = {
+            "normalize_embeddings": similarity == "cosine",
+            "convert_to_numpy": True,
+            "show_progress_bar": False,
+        }
         self.name = name or f"{DENSE_PREFIX}{model}"
         ordered = sorted(documents, key=lambda document: document.id)
         self._ids = [document.id for document in ordered]
         self._rows = {id: row for row, id in enumerate(self._ids)}
         passages = [document.passage for document in ordered]
         self._vectors = self._model.encode_document(
-            passages, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            passages, prompt=self._prompts["document"], **self._options
         ).astype(np.float32)
         length = getattr(self._model, "max_seq_length", None)
         self.settings: tuple[str, ...] = (
             f"weights@{fingerprint(self._model)}",
             f"dim:{self._vectors.shape[1]}",
             f"length:{length}",
+            similarity,
+            *(f"{part}-prompt:{text.strip()}" for part, text in self._prompts.items() if text),
             "exact",
         )
 
@@ -59,9 +89,7 @@ class Dense:
         self, queries: Sequence[str], k: int, among: Sequence[Among] | None = None
     ) -> list[Found]:
         """See `System`."""
-        asked = self._model.encode_query(
-            list(queries), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        )
+        asked = self._model.encode_query(list(queries), prompt=self._prompts["query"], **self._options)
         found = []
         for i, query in enumerate(asked.astype(np.float32)):
             if among is None:
@@ -93,8 +121,9 @@ class CrossEncoder:
 
         Raises:
             OptionalDependencyError: sentence-transformers is not installed.
+            InvalidInputError: the model cannot be loaded.
         """
-        self._model = sentence_transformers().CrossEncoder(model, trust_remote_code=False)
+        self._model = load("CrossEncoder", model)
         self.name = name or f"{CROSS_ENCODER_PREFIX}{model}"
         self._passages = {document.id: document.passage for document in documents}
         self._first = first
@@ -140,6 +169,23 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
+
+
+def load(kind: str, model: str) -> Any:
+    """A model of a class of sentence-transformers.
+
+    Raises:
+        OptionalDependencyError: sentence-transformers is not installed.
+        InvalidInputError: the model cannot be loaded.
+    """
+    new = getattr(sentence_transformers(), kind)
+    try:
+        return new(model, trust_remote_code=False)
+    except Exception as error:  # of the hub, of transformers, of the file's format: each has its own
+        raise InvalidInputError(
+            f"{model} cannot be loaded as a {kind} of sentence-transformers ({type(error).__name__}: "
+            f"{error}). Name a folder or a hub id of one, without --offline where it is not downloaded yet."
+        ) from error
 
 
 def sentence_transformers() -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.catalog import DATASETS, find
-from evals.prepare import place_of, prepare
+from evals.prepare import is_prepared, place_of, prepare
 from evals.sources import Library
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
@@ -67,14 +67,14 @@ def all_places(roots: Sequence[Path], library: Library) -> list[Place]:
     Raises:
         InvalidInputError: a root is no folder.
     """
-    beside = {place.name: place for root in roots for place in of_root(root)}
+    beside = of_roots(roots)
     places = [Place(name, *place) for name, place in OWN.items() if name not in beside]
     for dataset in DATASETS:
         if dataset.name in beside:
             continue
         folder: Path | None = place_of(dataset.name, library.cache)
         reason = ""
-        if folder is None or not folder.is_dir():
+        if not is_prepared(dataset, library.cache):
             try:
                 if library.offline:
                     folder, reason = None, f"not here: python -m evals.prepare {dataset.name}"
@@ -84,6 +84,25 @@ def all_places(roots: Sequence[Path], library: Library) -> list[Place]:
                 folder, reason = None, f"{error} To try again: python -m evals.prepare {dataset.name}"
         places.append(Place(dataset.name, folder, dataset.split, dataset.measure, reason))
     return [*places, *beside.values()]
+
+
+def of_roots(roots: Sequence[Path]) -> dict[str, Place]:
+    """The folders of all roots, by name.
+
+    Raises:
+        InvalidInputError: a root is no folder, or two have a folder of the same name.
+    """
+    found: dict[str, Place] = {}
+    where: dict[str, Path] = {}
+    for root in roots:
+        for place in of_root(root):
+            if place.name in found:
+                raise InvalidInputError(
+                    f"{where[place.name]} and {root} both have a folder {place.name}. Rename one, or name "
+                    "one root."
+                )
+            found[place.name], where[place.name] = place, root
+    return found
 
 
 def of_root(root: Path) -> list[Place]:

@@ -3,12 +3,14 @@
     python -m evals.prepare jqara jacwir      # or --all; without names: what there is, and what is here
     python -m evals.prepare jqara --mirror F  # from copies, as F/hotchpotch/JQaRA/data/test-….parquet
 
-`evals.run` finds them by name. A folder is written whole or not at all; one that is there stays.
+`evals.run` finds them by name. A folder is written whole or not at all; one that is there stays, unless a
+newer version of this program would write it in another way.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -19,12 +21,11 @@ from typing import Annotated, Any
 import typer
 
 from evals.catalog import DATASETS, Dataset, find
+from evals.datasets import ABOUT, DatasetError
 from evals.options import fail
 from evals.sources import CACHE, Library, fetch_all, known_files
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
-
-ABOUT = "dataset.json"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -75,7 +76,7 @@ def prepare(dataset: Dataset, library: Library) -> Path:
         DatasetError: its files cannot be had, or are not as they are described.
     """
     folder = place_of(dataset.name, library.cache)
-    if folder.is_dir():
+    if is_prepared(dataset, library.cache):
         return folder
     from evals.readers import READERS
 
@@ -83,11 +84,11 @@ def prepare(dataset: Dataset, library: Library) -> Path:
     if dataset.base is not None:
         base = prepare(_named(dataset.base), library)
     files, revisions = fetch_all(library, dataset.files)
-    converted = READERS[dataset.reader](files, base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
+        converted = READERS[dataset.reader](files, base)
         (new / "qrels").mkdir(parents=True)
         n_documents = _write(new / "corpus.jsonl.gz", map(_entry, converted.documents))
         queries = [{"_id": id, "text": text} for id, text in converted.queries.items()]
@@ -115,13 +116,36 @@ def prepare(dataset: Dataset, library: Library) -> Path:
             "citation": dataset.citation,
             "n_queries": n_queries,
             "n_documents": n_documents,
-            "notes": differences(dataset, n_queries, n_documents),
+            "notes": dataset.differences(n_queries, n_documents),
+            "recipe": _recipe(dataset),
         }
         (new / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        new.rename(folder)
+        _put(new, folder, dataset, library.cache)
+    except JaColBERTError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise DatasetError(
+            f"the files of {dataset.name} are not as evals/catalog.py describes them "
+            f"({type(error).__name__}: {error}). Download them again, or name a revision there that is."
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def _put(new: Path, folder: Path, dataset: Dataset, cache: Path) -> None:
+    """Move a folder to its place, from which one of another recipe goes."""
+    former = new.with_suffix(".old")
+    try:
+        if folder.is_dir():
+            folder.rename(former)
+        new.rename(folder)
+    except OSError:
+        # Another process was faster.
+        if not is_prepared(dataset, cache):
+            raise
+    finally:
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def place_of(name: str, cache: Path) -> Path:
@@ -129,14 +153,20 @@ def place_of(name: str, cache: Path) -> Path:
     return cache / "beir" / name
 
 
-def differences(dataset: Dataset, n_queries: int, n_documents: int) -> list[str]:
-    """What is not as it was published."""
-    counts = {"queries": (n_queries, dataset.n_queries), "documents": (n_documents, dataset.n_documents)}
-    return [
-        f"{found:,} {what}, and {expected:,} were published: figures differ from published ones."
-        for what, (found, expected) in counts.items()
-        if expected is not None and found != expected
-    ]
+def is_prepared(dataset: Dataset, cache: Path) -> bool:
+    """Whether its folder is there, written from the same revision by the same code."""
+    try:
+        about = json.loads((place_of(dataset.name, cache) / ABOUT).read_text(encoding="utf-8"))
+        return bool(about["recipe"] == _recipe(dataset))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _recipe(dataset: Dataset) -> str:
+    """Digest of what a folder is made by: the dataset's description, and the code that reads its files."""
+    digest = hashlib.sha256(repr(dataset).encode())
+    digest.update(Path(__file__).with_name("readers.py").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def show(cache: Path) -> None:
@@ -151,7 +181,7 @@ def show(cache: Path) -> None:
         table.add_column(head, overflow="fold")
     for dataset in DATASETS:
         places = dict.fromkeys(known_files(list(dataset.files.values())))
-        here = "yes" if place_of(dataset.name, cache).is_dir() else ""
+        here = "yes" if is_prepared(dataset, cache) else ""
         table.add_row(*map(Text, (dataset.name, dataset.about, "\n".join(places), dataset.licence, here)))
     Console().print(table)
 

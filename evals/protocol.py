@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 RERANKED = 100  # documents of full-text search that a second stage orders anew
 
 Among = Sequence[str]  # ids of the documents that a query may find
 Found = dict[str, float]  # document id -> score, best first, ties by ascending id
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Words that a dense model reads before a text.
+
+    Attributes:
+        query: before each query; None is the model's own.
+        document: before each document; None is the model's own.
+    """
+
+    query: str | None = None
+    document: str | None = None
 
 
 class System(Protocol):

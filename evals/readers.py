@@ -105,17 +105,26 @@ def small_corpus(files: Files, base: Path | None) -> Converted:
     """Of another dataset the passages that a list names for any query, and all that are relevant."""
     assert base is not None
     (path,) = files["lists"]
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-        named = {str(id) for found in lists.values() for id in found[:MIRACL_SMALL_DEPTH]}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise DatasetError(
-            f"{path}: expected an object of query ids with lists of passage ids ({error})."
-        ) from error
     (split,) = [file.name.removesuffix(".tsv") for file in (base / "qrels").glob("*.tsv")]
     task = datasets.load_task(base, split)
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        # The file may have queries of other splits, too.
+        named = {id for query in task.queries for id in lists[query][:MIRACL_SMALL_DEPTH]}
+        if not all(isinstance(id, str) for id in named):
+            raise TypeError("an id is no string")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DatasetError(
+            f"{path}: expected an object with a list of passage ids for each query of {task.name} "
+            f"({type(error).__name__}: {error})."
+        ) from error
     named |= {id for judged in task.qrels.values() for id, grade in judged.items() if grade > 0}
     kept = [document for document in task.documents if document.id in named]
+    if lacking := named - {document.id for document in kept}:
+        raise DatasetError(
+            f"{path} names {len(lacking):,} passages that {base} lacks, such as {min(lacking)!r}. The list "
+            "is of another corpus: name a revision in evals/catalog.py that has them."
+        )
     qrels = {
         query: {id: grade for id, grade in judged.items() if id in named}
         for query, judged in task.qrels.items()

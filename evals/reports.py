@@ -110,9 +110,10 @@ def finish(jobs: Sequence[Job], folder: Path | None, file: Path | None) -> None:
     """
     results = [job.cell.result for job in jobs if job.cell is not None]
     print_results(results)
+    print_notes(results)
     print_missing(jobs)
     rows = [asdict(result) for result in results]
-    if file is not None and (rows or not jobs):
+    if file is not None and rows:
         write_rows(file, rows)
     if folder is not None:
         from evals import page
@@ -138,6 +139,21 @@ def print_results(results: Sequence[Result]) -> None:
     console.print(table(results))
     for result in results:
         console.print(Text(result.signature), soft_wrap=True, highlight=False)
+
+
+def print_notes(results: Sequence[Result]) -> None:
+    """Where the data is from, and what differs from what was published, on standard output."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for note in notes(results):
+        console.print(Text(note), soft_wrap=True, highlight=False)
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """Each dataset's notes, once."""
+    return list(dict.fromkeys(f"{each.dataset}: {note}" for each in results for note in each.notes))
 
 
 def print_missing(jobs: Sequence[Job]) -> None:
@@ -214,6 +230,8 @@ def markdown(jobs: Sequence[Job]) -> str:
     text = "# Results\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
     if left := missing(jobs):
         text += "\nNot measured:\n\n" + "".join(f"- {where}: {why}\n" for where, why in left)
+    if noted := notes([job.cell.result for job in jobs if job.cell is not None]):
+        text += "\nThe data:\n\n" + "".join(f"- {note}\n" for note in noted)
     signatures = [job.cell.result.signature for job in jobs if job.cell is not None]
     return text + "\nSignatures:\n\n" + "".join(f"    {line}\n" for line in signatures)
 

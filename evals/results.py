@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class Result:
         peak_mb: the most memory that its process had, models and all; None for a run file.
         hardware: on which the times were taken.
         signature: all that a score depends on.
+        notes: where the data is from, and what differs from what was published.
     """
 
     dataset: str
@@ -54,6 +56,7 @@ class Result:
     peak_mb: float | None
     hardware: str
     signature: str
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,25 @@ def signature(task: Task, system: str, settings: Sequence[str], *, k: int) -> st
             f"v{jacolbert_rag.__version__}",
         ]
     )
+
+
+# In a signature: queries, of how many; documents and the data's digest.
+_OF_DATA = re.compile(r"\|q:(?P<n>\d+)(?:/\d+)?\|(?P<corpus>c:\d+@[0-9a-f]+)")
+
+
+def data_of(row: Mapping[str, Any]) -> tuple[int, str] | None:
+    """How many queries a row's signature names, and its corpus; None where it names none.
+
+    Two rows of equal data were measured on the same queries over the same documents with the same judgements.
+    """
+    found = _OF_DATA.search(row.get("signature", ""))
+    return (int(found["n"]), found["corpus"]) if found is not None else None
+
+
+def setting_of(row: Mapping[str, Any], name: str) -> str:
+    """A setting in a row's signature, such as that of `qlen`; "" where it has none."""
+    parts = row.get("signature", "").split("|")
+    return next((part.partition(":")[2] for part in parts if part.startswith(f"{name}:")), "")
 
 
 def hardware() -> str:

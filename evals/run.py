@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -33,9 +33,10 @@ from evals.options import fail
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
 if TYPE_CHECKING:
-    from evals.cell import Spec
+    from evals.cell import Options, Spec
     from evals.places import Place
     from evals.results import Cell
+    from jacolbert_rag.config import EncoderOverrides
 
 DEFAULT_OUT = Path("runs") / "evals"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # read by the libraries when they are imported
@@ -58,7 +59,7 @@ class Job:
         system: its name.
         spec: what its process is told; None where the dataset is not at hand.
         file: of its cell.
-        measure: that the dataset's authors report first.
+        measure: that the dataset's authors report first; the page shows it.
         state: for people: waiting, a phase, a figure, or why there is none.
         cell: what was measured.
         error: why nothing was.
@@ -106,6 +107,18 @@ def main(
     language: Annotated[
         str | None, typer.Option(help="Ask in another one: en takes queries.en.jsonl.")
     ] = None,
+    document_length: Annotated[
+        int | None, typer.Option(min=4, help="Tokens read of a document, in place of the model's.")
+    ] = None,
+    skiplist: Annotated[
+        str, typer.Option(help="model, or none: documents keep punctuation, as some published figures do.")
+    ] = "model",
+    query_prompt: Annotated[
+        str | None, typer.Option(help="What dense models read before a query, in place of their own.")
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="What dense models read before a document, in place of their own.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N queries of each.", metavar="N")
     ] = None,
@@ -122,6 +135,8 @@ def main(
 ) -> None:
     """Measure retrieval systems: the mean is over all queries, and what a system lacks counts 0."""
     from evals import metrics, reports, systems
+    from evals.cell import Options
+    from evals.protocol import Prompts
     from evals.sources import Library
 
     names = list(system or systems.KNOWN_SYSTEMS)
@@ -139,14 +154,16 @@ def main(
             if folder is None:
                 # A single folder is asked once; all datasets are worth going on with.
                 folder = DEFAULT_OUT if all else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            folder.mkdir(parents=True, exist_ok=True)
-            model = _with_head(model, head, folder)
-            fingerprint = fingerprint_of(model, query_length, names)
-            made = [
-                job
-                for place in wanted
-                for job in jobs_of(place, names, model, query_length, language, limit, fingerprint, folder)
-            ]
+            make_folder(folder)
+            options = Options(
+                limit,
+                language,
+                _with_head(model, head, folder),
+                _encoder_of(query_length, document_length, skiplist),
+                Prompts(query_prompt, document_prompt),
+            )
+            fingerprint = fingerprint_of(options, names)
+            made = [job for place in wanted for job in jobs_of(place, names, options, fingerprint, folder)]
             measure(made, jobs)
             failed = [job for job in made if job.error and job.spec is not None]
             reports.finish(made, folder if out is not None or all else None, json)
@@ -193,34 +210,31 @@ def chosen(
     return found
 
 
-def jobs_of(
-    place: Place,
-    names: Sequence[str],
-    model: str | None,
-    query_length: str | None,
-    language: str | None,
-    limit: int | None,
-    fingerprint: str,
-    out: Path,
-) -> list[Job]:
+def jobs_of(place: Place, names: Sequence[str], options: Options, fingerprint: str, out: Path) -> list[Job]:
     """What is to be measured on a dataset; what has been is not measured again.
+
+    Args:
+        place: the dataset.
+        names: of systems.
+        options: how.
+        fingerprint: see `fingerprint_of`.
+        out: folder of cells and indexes.
 
     Raises:
         DatasetError: a folder that was named cannot be used.
     """
     from evals.cell import RUN_K, Spec
     from evals.jacolbert import OF_ENGINE
+    from evals.peers import DENSE_PREFIX
     from evals.results import Cell
 
-    asked = f"{place.name}-{language}" if language is not None else place.name
+    asked = f"{place.name}-{options.language}" if options.language is not None else place.name
     label = f"{asked} {place.split}"
     if place.folder is None:
         return [Job(label, name, None, out, place.measure, error=place.reason) for name in names]
 
     def spec_of(system: str, index: str) -> Spec:
-        return Spec(
-            place.name, str(place.folder), place.split, limit, system, model, query_length, index, language
-        )
+        return Spec(place.name, str(place.folder), place.split, system, index, options)
 
     try:
         task = spec_of("", "").task()
@@ -231,9 +245,10 @@ def jobs_of(
     found = []
     for name in names:
         own = fingerprint if name in OF_ENGINE else _of_files(Path(name.partition(":")[2]))
+        prompts = asdict(options.prompts) if name.startswith(DENSE_PREFIX) else None
         # The code too: another way to search is another result.
         code = [_code("jacolbert_rag", None), _code("evals", MEASURING)]
-        key = _digest([task.name, task.split, task.digest, limit, name, own, RUN_K, code])
+        key = _digest([task.name, task.split, task.digest, options.limit, name, own, prompts, RUN_K, code])
         # One for all splits and languages: documents are embedded once.
         index = out / "indexes" / _digest([task.corpus_digest, own.partition("|")[0], code[0]])
         file = out / "cells" / f"{task.name}-{place.split}-{key}.json"
@@ -337,7 +352,33 @@ def _with_head(model: str | None, head: str, out: Path) -> str | None:
     return str(without_head(model, out / "models"))
 
 
-def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[str]) -> str:
+def _encoder_of(query_length: str | None, document_length: int | None, skiplist: str) -> EncoderOverrides:
+    """Settings in place of the model's."""
+    found: EncoderOverrides = {}
+    if query_length is not None:
+        found["query_length"] = query_length
+    if document_length is not None:
+        found["document_length"] = document_length
+    if skiplist == "none":
+        found["skiplist"] = []
+    elif skiplist != "model":
+        raise InvalidInputError(f"--skiplist is {skiplist!r}; expected model or none.")
+    return found
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of results, made where it is not there.
+
+    Raises:
+        InvalidInputError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"--out {folder} cannot be a folder ({error}). Name another.") from error
+
+
+def fingerprint_of(options: Options, names: Sequence[str]) -> str:
     """What the figures of JaColBERT's ways depend on; read now, so that a wrong name is told at once."""
     from evals.jacolbert import OF_ENGINE
 
@@ -345,8 +386,7 @@ def fingerprint_of(model: str | None, query_length: str | None, names: Sequence[
         return ""
     from jacolbert_rag.encode import checkpoint
 
-    overrides = {"query_length": query_length} if query_length is not None else None
-    loaded = checkpoint.load(model, overrides=overrides)  # type: ignore[arg-type]
+    loaded = checkpoint.load(options.model, overrides=options.encoder)
     return f"{loaded.fingerprint}|{loaded.config.query_length}"
 
 

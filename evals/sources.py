@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import urllib.error
@@ -93,7 +94,7 @@ class Library:
         try:
             download(address, part)
             part.replace(place)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             raise Unavailable(f"{address} cannot be downloaded ({error}). {AGAIN}") from error
         finally:
             part.unlink(missing_ok=True)
@@ -105,6 +106,7 @@ def download(address: str, file: Path) -> None:
 
     Raises:
         OSError: it cannot be reached, or fewer bytes came than it said.
+        HTTPException: the answer is none of HTTP, or was cut.
     """
     with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer, file.open("wb") as out:
         shutil.copyfileobj(answer, out)

@@ -110,8 +110,15 @@ def _lengths_of(place: Place, rules: Sequence[str], model: str | None, limit: in
 def _exact_values(engine: Any, task: Task) -> Any:
     """(n,) the measure of each query."""
     from evals import metrics
+    from jacolbert_rag.index.filters import Ids
 
-    hits = engine.search_many(list(task.queries.values()), K, exact=True)
+    if task.candidates is None:
+        hits = engine.search_many(list(task.queries.values()), K, exact=True)
+    else:
+        hits = [
+            engine.search(query, K, exact=True, filter=Ids(frozenset(task.candidates[id])))
+            for id, query in task.queries.items()
+        ]
     run = {id: {hit.id: hit.score for hit in found} for id, found in zip(task.queries, hits, strict=True)}
     return np.array(list(metrics.per_query(task.qrels, run, [MEASURE])[MEASURE].values()))
 
@@ -202,16 +209,18 @@ def _english_of(
     import tempfile
 
     from evals import run
+    from evals.cell import Options
 
     if place.folder is None or not list(place.folder.glob(f"queries.{ENGLISH}.jsonl*")):
         raise InvalidInputError(
             f"{place.name} has no queries.{ENGLISH}.jsonl. Write the same ids with English texts into one."
         )
-    fingerprint = run.fingerprint_of(model, None, names)
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for language in (None, ENGLISH):
-            jobs = run.jobs_of(place, names, model, None, language, limit, fingerprint, Path(folder))
+            options = Options(limit, language, model)
+            fingerprint = run.fingerprint_of(options, names)
+            jobs = run.jobs_of(place, names, options, fingerprint, Path(folder))
             run.measure(jobs, 1)
             for job in jobs:
                 if job.cell is None:

@@ -19,9 +19,11 @@ from evals.jacolbert import (
     build_engine,
 )
 from evals.peers import CROSS_ENCODER_PREFIX, DENSE_PREFIX, CrossEncoder, Dense
-from evals.protocol import Among, System
+from evals.protocol import Among, Prompts, System
+from jacolbert_rag.config import EncoderOverrides
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.progress import Progress
 
 if TYPE_CHECKING:
     from jacolbert_rag import JaColBERTRetriever
@@ -54,8 +56,10 @@ def build(
     documents: Sequence[Document],
     *,
     model: str | None,
-    query_length: str | None = None,
+    encoder: EncoderOverrides | None = None,
+    prompts: Prompts | None = None,
     index: Path | None = None,
+    progress: Progress = False,
 ) -> Iterator[System]:
     """Each named system in turn, ready to search; those of JaColBERT share one index.
 
@@ -63,12 +67,15 @@ def build(
         names: see `check_names`; run files are none of these.
         documents: the corpus, of distinct ids.
         model: of JaColBERT: a folder or a hub id; None is the bundled model.
-        query_length: rule in place of the model's.
+        encoder: settings of JaColBERT in place of the model's.
+        prompts: of dense models, in place of their own.
         index: folder of an index of these documents by this model, opened where it is there, else made; None
             is a temporary one.
+        progress: see `JaColBERTRetriever.add`.
 
     Raises:
         CheckpointError: the model cannot be read.
+        InvalidInputError: another model cannot be loaded.
         OptionalDependencyError: a package of an extra is not installed.
     """
     check_names(names)
@@ -84,7 +91,7 @@ def build(
             elif name == BIGRAM_NAME:
                 yield BigramBM25(documents)
             elif name.startswith(DENSE_PREFIX):
-                yield Dense(documents, name.removeprefix(DENSE_PREFIX))
+                yield Dense(documents, name.removeprefix(DENSE_PREFIX), prompts=prompts)
             elif name.startswith(CROSS_ENCODER_PREFIX):
                 assert bm25 is not None
                 yield CrossEncoder(documents, name.removeprefix(CROSS_ENCODER_PREFIX), first=bm25)
@@ -92,7 +99,12 @@ def build(
                 if engine is None:
                     pooled = index is not None or CANDIDATES_NAME in names or HYBRID_NAME in names
                     engine = build_engine(
-                        documents, model=model, query_length=query_length, candidates=pooled, index=index
+                        documents,
+                        model=model,
+                        encoder=encoder,
+                        candidates=pooled,
+                        index=index,
+                        progress=progress,
                     )
                 yield JaColBERT(engine, name, first=bm25)
     finally:

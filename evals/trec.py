@@ -57,7 +57,7 @@ def read_run(path: Path) -> Run:
         path: lines of `query Q0 document rank score tag`. Ranks are not looked at, as trec_eval does not.
 
     Raises:
-        DatasetError: it cannot be read, a line is broken, a score is no number, or a document is there twice.
+        DatasetError: it cannot be read, a line is broken, a score is not finite, or a document comes twice.
     """
     run: Run = {}
     for n, cells in _rows(path):
@@ -74,8 +74,10 @@ def read_run(path: Path) -> Run:
             value = float(score)
         except ValueError:
             value = math.nan
-        if math.isnan(value):
-            raise DatasetError(f"{path}, line {n}: the score {score!r:.40} is no number. Mend the line.")
+        if not math.isfinite(value):  # an infinite one could not be written as JSON
+            raise DatasetError(
+                f"{path}, line {n}: the score {score!r:.40} is no finite number. Mend the line."
+            )
         found[document] = value
     if not run:
         raise DatasetError(f"{path} has no results. Write one a line: query, Q0, document, rank, score, tag.")

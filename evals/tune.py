@@ -109,22 +109,27 @@ def main(
         if json is not None:
             reports.check_writable(json)
         task = datasets.load_task(data, split, limit=limit)
+        datasets.check_whole_corpus(task, "a setting of search")
         learnt, held = halves(task)
         engine = jacolbert.build_engine(task.documents, model=model, index=index)
         weight = tune_weight(engine, task, learnt, held)
-        budgets = tune_budget(engine, task, learnt)
+        budgets = tune_budget(engine, task, learnt, BUDGETS)
+        held_budgets = tune_budget(
+            engine, task, held, sorted({recommended(budgets).n_candidates, *BUDGETS[-1:]})
+        )
         threshold = tune_threshold(engine, task, learnt, held, weight.chosen, refuse)
         engine.close()
         if json is not None:
             found = {
                 "weight": asdict(weight),
                 "budgets": [asdict(each) for each in budgets],
+                "held_budgets": [asdict(each) for each in held_budgets],
                 "threshold": asdict(threshold),
             }
             reports.write_rows(json, [found])
     except JaColBERTError as error:
         raise fail(error) from error
-    show(weight, budgets, threshold, len(learnt), len(held))
+    show(weight, budgets, held_budgets, threshold, len(learnt), len(held))
 
 
 def halves(task: Task) -> tuple[list[str], list[str]]:
@@ -168,8 +173,10 @@ def _values(engine: JaColBERTRetriever, task: Task, ids: Sequence[str], weight: 
     return np.array(list(values.values()))
 
 
-def tune_budget(engine: JaColBERTRetriever, task: Task, ids: Sequence[str]) -> list[Budget]:
-    """What each budget finds and costs, rising."""
+def tune_budget(
+    engine: JaColBERTRetriever, task: Task, ids: Sequence[str], budgets: Sequence[int]
+) -> list[Budget]:
+    """What each budget finds and costs on these questions, in the order given."""
     from evals import metrics
 
     queries = [task.queries[id] for id in ids]
@@ -178,7 +185,7 @@ def tune_budget(engine: JaColBERTRetriever, task: Task, ids: Sequence[str]) -> l
     own = engine.settings
     found = []
     try:
-        for n in BUDGETS:
+        for n in budgets:
             engine.settings = replace(own, candidates=replace(own.candidates, n_candidates=n))
             answers, times = [], []
             for query in queries:
@@ -212,29 +219,35 @@ def tune_threshold(
     refuse: float,
 ) -> Threshold:
     """The highest threshold that refuses no more than a share of the questions with an answer."""
-    there, _ = _confidences(engine, task, learnt, weight)
+    there = _confidences(engine, task, learnt, weight, hide=False)
     # Refused is what lies below: so many of the lowest may.
     ordered = np.sort(there)
     value = float(ordered[min(len(ordered) - 1, int(refuse * len(ordered)))])
-    with_answer, without = _confidences(engine, task, held, weight)
+    with_answer, without = (_confidences(engine, task, held, weight, hide=hide) for hide in (False, True))
     return Threshold(value, float(np.mean(with_answer < value)), float(np.mean(without < value)))
 
 
 def _confidences(
-    engine: JaColBERTRetriever, task: Task, ids: Sequence[str], weight: float
-) -> tuple[Any, Any]:
-    """(n,) and (n,) of the best hit, with a question's relevant passages there, and with them hidden."""
-    there: list[float] = []
-    hidden: list[float] = []
+    engine: JaColBERTRetriever, task: Task, ids: Sequence[str], weight: float, *, hide: bool
+) -> Any:
+    """(n,) of each question's best hit; with its relevant passages hidden, or there."""
+    found = []
     for id in ids:
         relevant = frozenset(document for document, grade in task.qrels[id].items() if grade > 0)
-        for found, out in ((there, None), (hidden, NoneOf((Ids(relevant),)))):
-            hits = engine.search(task.queries[id], 1, mode="hybrid", weight=weight, filter=out)
-            found.append(hits[0].scores["confidence"] if hits else 0.0)
-    return np.array(there), np.array(hidden)
+        out = NoneOf((Ids(relevant),)) if hide else None
+        hits = engine.search(task.queries[id], 1, mode="hybrid", weight=weight, filter=out)
+        found.append(hits[0].scores["confidence"] if hits else 0.0)
+    return np.array(found)
 
 
-def show(weight: Weight, budgets: Sequence[Budget], threshold: Threshold, n_learnt: int, n_held: int) -> None:
+def show(
+    weight: Weight,
+    budgets: Sequence[Budget],
+    held_budgets: Sequence[Budget],
+    threshold: Threshold,
+    n_learnt: int,
+    n_held: int,
+) -> None:
     """What was learnt and what to write, on standard output."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -260,8 +273,11 @@ def show(weight: Weight, budgets: Sequence[Budget], threshold: Threshold, n_lear
         )
     console.print(table)
     budget = recommended(budgets)
+    on_others = ", ".join(f"{each.measure:.4f} with {each.n_candidates}" for each in held_budgets)
     console.print(
-        f"Smallest that loses no more than {100 * LOST:.1f} points: {budget.n_candidates}.", highlight=False
+        f"Smallest that loses no more than {100 * LOST:.1f} points: {budget.n_candidates}. On the others "
+        f"{on_others}.",
+        highlight=False,
     )
     console.print(
         f"Confidence below which nothing answers: {threshold.value:.4f}. Of the other questions it refuses "

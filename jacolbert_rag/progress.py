@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Progress = bool | Callable[[int], object]
+"""Whether a bar is shown, or what is told how many are done since it was told last."""
+
 
 @contextmanager
 def progress_bar(
-    total: int | None, *, show: bool, label: str = "documents"
-) -> Iterator[Callable[[int], None]]:
+    total: int | None, *, show: Progress, label: str = "documents"
+) -> Iterator[Callable[[int], object]]:
     """Give a function that moves the bar on; without `show` it does nothing.
 
     Args:
         total: how many there are; None where nobody knows.
-        show: whether there is a bar.
+        show: whether there is a bar; a function is told in place of one.
         label: what is counted.
     """
+    if callable(show):
+        yield show
+        return
     if not show:
         yield lambda n: None
         return

@@ -54,7 +54,7 @@ from jacolbert_rag.index.maxsim import maxsim
 from jacolbert_rag.index.pooling import pool_documents, pool_with_members
 from jacolbert_rag.index.search import Found, Question, find
 from jacolbert_rag.index.view import GivenFilter, View, parsed
-from jacolbert_rag.progress import progress_bar
+from jacolbert_rag.progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from jacolbert_rag.langchain import AnswerOptions as LangChainOptions
@@ -258,7 +258,7 @@ class JaColBERTRetriever:
         return self._index.folder if self._cleanup is None else None
 
     def add(
-        self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
+        self, documents: Iterable[str | Document], *, split: bool = False, progress: Progress = False
     ) -> list[str]:
         """Store documents; one whose id is there already is replaced.
 
@@ -268,7 +268,7 @@ class JaColBERTRetriever:
                 `jacolbert_rag.encode.splitter.Splitter.documents` for their ids and metadata. With or without
                 it, what an earlier version of a document left, chunks or the whole, is deleted when the new
                 one is stored.
-            progress: show a bar on standard error.
+            progress: show a bar on standard error; a function is called with how many documents were done.
 
         Returns:
             The id of each, in order; of one that was split, the ids of its chunks. The same text given twice
@@ -291,7 +291,7 @@ class JaColBERTRetriever:
         wanted: set[str],
         restated: set[str],
         *,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         """Encode and store parts of documents. Each document changes in one moment.
 
@@ -351,7 +351,7 @@ class JaColBERTRetriever:
             logger.warning("%s Searches go on, and take longer until then.", error)
 
     def upsert(
-        self, documents: Iterable[str | Document], *, split: bool = False, progress: bool = False
+        self, documents: Iterable[str | Document], *, split: bool = False, progress: Progress = False
     ) -> list[str]:
         """Like `add`, but documents that are stored already, word for word, are left alone.
 
@@ -606,7 +606,7 @@ class JaColBERTRetriever:
         *,
         quantile: float = QUANTILE,
         seed: int = 12345,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Calibration:
         """Find in the corpus below which confidence nothing answers, for `search(abstain=True)` in any mode.
 
@@ -619,7 +619,7 @@ class JaColBERTRetriever:
             quantile: of such questions that are refused. The higher, the more questions without an answer
                 are refused, and the more with one.
             seed: of the choice of sentences.
-            progress: show a bar on standard error.
+            progress: show a bar on standard error; a function is called with how many documents were done.
 
         Raises:
             InvalidInputError: there are too few documents, or an argument is out of its range.

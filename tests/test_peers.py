@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from evals import cell, metrics, page, peers, run, systems, trec
 from evals.datasets import DatasetError, load_task
 from evals.found import scored
+from evals.protocol import Prompts
 from evals.results import Cell
-from jacolbert_rag import Document
+from jacolbert_rag import Document, InvalidInputError
 from tests.conftest import SENTENCES, import_error, write_fast_tokenizer
 from tests.test_runs import ASKED, write_beir
 
@@ -75,7 +76,9 @@ def test_a_dense_model_ranks_by_cosine_with_its_own_prompts(dense_model: Path) -
     system = only(f"dense:{dense_model}", DOCUMENTS)
     assert system.name == f"dense:{dense_model}"
     assert re.fullmatch(r"weights@[0-9a-f]{8}", system.settings[0])
-    assert system.settings[1:] == ("dim:32", "length:48", "exact")
+    assert system.settings[1:] == (
+        "dim:32", "length:48", "cosine", "query-prompt:検索クエリ:", "document-prompt:検索文書:", "exact",
+    )  # fmt: skip
     assert system.n_bytes == 10 * 32 * 4
     model = SentenceTransformer(str(dense_model))
     query = "日本の首都は?"
@@ -90,6 +93,27 @@ def test_a_dense_model_ranks_by_cosine_with_its_own_prompts(dense_model: Path) -
     assert list(system.search(query, 3)) == list(found)[:3]
     among = [["d3", "d8"], ["d1"]]
     assert [set(hits) for hits in system.search_many([query, query], 10, among)] == [{"d3", "d8"}, {"d1"}]
+
+
+def test_a_dense_model_of_dot_products_with_given_prompts(dense_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(dense_model), similarity_fn_name="dot")
+    model.save_pretrained(str(tmp_path / "dot"))
+    system = peers.Dense(DOCUMENTS, str(tmp_path / "dot"), prompts=Prompts("query: ", ""))
+    assert system.settings[3:] == ("dot", "query-prompt:query:", "exact")
+    asked = model.encode(["query: 首都は?"])[0]
+    found = system.search("首都は?", 10)
+    lengths = []
+    for document in DOCUMENTS:
+        vector = model.encode([document.text])[0]
+        lengths.append(np.linalg.norm(vector))
+        assert found[document.id] == pytest.approx(float(vector @ asked), rel=1e-4)
+    assert np.ptp(lengths) > 0.01  # or the two would be alike
+    model = SentenceTransformer(str(dense_model), similarity_fn_name="euclidean")
+    model.save_pretrained(str(tmp_path / "far"))
+    with pytest.raises(InvalidInputError, match="compares vectors by euclidean; expected cosine or dot"):
+        peers.Dense(DOCUMENTS, str(tmp_path / "far"))
 
 
 def test_other_weights_are_another_system(dense_model: Path) -> None:

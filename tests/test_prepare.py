@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,69 @@ def test_miracl_and_its_small_corpus(library: Library) -> None:
     assert small.queries == task.queries
 
 
+def test_a_list_of_another_corpus_is_refused(library: Library, tmp_path: Path) -> None:
+    task = made("miracl-ja-small", library)
+    shutil.rmtree(prepare.place_of("miracl-ja-small", library.cache))
+    dataset = catalog.find("miracl-ja-small")
+    assert dataset is not None
+    (file,) = (tmp_path / "mirror").rglob("miracl_ja_bm25_top1000.json")
+    for lists, words in [
+        ({"q1": ["1#0", "9#9"], "q2": ["2#0"]}, "names 1 passages that .* lacks, such as '9#9'"),
+        ({"q1": ["1#0"]}, "a list of passage ids for each query of miracl-ja .KeyError: 'q2'"),
+        ({"q1": [1], "q2": ["2#0"]}, "an id is no string"),
+    ]:
+        file.write_text(json.dumps(lists), encoding="utf-8")
+        with pytest.raises(DatasetError, match=words):
+            prepare.prepare(dataset, library)
+    # Queries of another split are passed over.
+    lists = {"q1": ["1#0", "1#1"], "q2": ["3#0"], "別": ["3#1"]}
+    file.write_text(json.dumps(lists), encoding="utf-8")
+    assert load_task(prepare.prepare(dataset, library), "dev").documents == task.documents
+
+
+def test_a_folder_of_another_recipe_is_written_again(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made("jsquad", library)
+    dataset = catalog.find("jsquad")
+    assert dataset is not None
+    folder = prepare.place_of("jsquad", library.cache)
+    stamp = (folder / "corpus.jsonl.gz").stat().st_ino
+    assert prepare.prepare(dataset, library) == folder
+    assert (folder / "corpus.jsonl.gz").stat().st_ino == stamp
+    assert before.notes[0] == "yahoojapan/JGLUE@v1.1.0 (copied)"
+    monkeypatch.setattr(prepare, "_recipe", lambda dataset: "another")
+    assert not prepare.is_prepared(dataset, library.cache)
+    assert prepare.prepare(dataset, library) == folder
+    assert (folder / "corpus.jsonl.gz").stat().st_ino != stamp
+    assert [each.name for each in folder.parent.iterdir()] == ["jsquad"]
+    # What cannot be written again stays as it is.
+    monkeypatch.setattr(prepare, "_recipe", lambda dataset: "a third")
+    shutil.rmtree(tmp_path / "mirror")
+    with pytest.raises(DatasetError):
+        prepare.prepare(dataset, library)
+    assert load_task(folder, "dev").digest == before.digest
+
+
+def test_a_process_that_was_faster(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsquad(library.mirror or Path())
+    dataset = catalog.find("jsquad")
+    assert dataset is not None
+    put = prepare._put
+
+    def late(new: Path, folder: Path, *args: Any) -> None:
+        if not folder.exists():
+            shutil.copytree(new, folder)  # another's
+        monkeypatch.setattr(Path, "is_dir", lambda path: False)  # looked before it came
+        put(new, folder, *args)
+
+    monkeypatch.setattr(prepare, "_put", late)
+    folder = prepare.prepare(dataset, library)
+    monkeypatch.undo()
+    assert load_task(folder, "dev").n_split == 3
+    assert [each.name for each in folder.parent.iterdir()] == ["jsquad"]
+
+
 def test_titles_of_squad(library: Library) -> None:
     jsquad_task, jaquad_task = made("jsquad", library), made("jaquad", library)
     assert [(d.id, d.passage) for d in jsquad_task.documents] == [
@@ -311,6 +375,13 @@ def test_an_empty_split_is_named(library: Library, tmp_path: Path) -> None:
     broken("jsquad", library, "valid-v1.1.json: no questions")
 
 
+def test_cells_of_another_kind_are_named(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "mirror/hotchpotch/JQaRA/data/test-00000-of-00001.parquet"
+    row = {"q_id": "1", "question": "湖?", "passage_row_id": "p", "title": "", "text": "湖", "label": "正"}
+    write_parquet(path, [row])
+    broken("jqara", library, "the files of jqara are not as evals/catalog.py describes them .ValueError: ")
+
+
 def test_a_broken_download_is_named(library: Library, tmp_path: Path) -> None:
     jqara(tmp_path / "mirror")
     path = tmp_path / "mirror/hotchpotch/JQaRA/data/test-00000-of-00001.parquet"
@@ -390,6 +461,19 @@ def test_files_are_downloaded_once_and_whole(tmp_path: Path, monkeypatch: pytest
     assert Library(tmp_path, offline=True).fetch(dataset.files["rows"]) == ([path], revision)
     assert len(asked) == 2
     assert asked[0] == f"{sources.GIT}/yahoojapan/JGLUE/v1.1.0/datasets/jsquad-v1.1/valid-v1.1.json"
+
+
+def test_an_answer_that_is_none_of_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import http.client
+
+    def answer(address: str, file: Path) -> None:
+        raise http.client.IncompleteRead(b"ab", 4)
+
+    monkeypatch.setattr(sources, "download", answer)
+    dataset = catalog.find("jsquad")
+    assert dataset is not None
+    with pytest.raises(Unavailable, match="cannot be downloaded"):
+        Library(tmp_path).fetch(dataset.files["rows"])
 
 
 def test_a_real_download_that_is_cut_short(tmp_path: Path) -> None:

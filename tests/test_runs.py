@@ -262,7 +262,7 @@ def test_a_model_that_was_trained_again_is_another(root: Path, tmp_path: Path) -
     place = places.Place("社内文書", root / "社内文書", "dev", is_named=True)
 
     def file_of(name: str) -> Path:
-        (job,) = run.jobs_of(place, [name], None, None, None, None, "", tmp_path / "o")
+        (job,) = run.jobs_of(place, [name], cell.Options(), "", tmp_path / "o")
         return job.file
 
     before = file_of(f"dense:{folder}")
@@ -304,16 +304,15 @@ def test_cells_keep_each_query(finished: tuple[Path, Any]) -> None:
 
 def test_what_fails_is_a_row_and_the_rest_goes_on(root: Path, tmp_path: Path) -> None:
     task = load_task(root / "社内文書", "dev")
-    spec = cell.Spec(
-        "社内文書", str(root / "社内文書"), "dev", None, "dense:どこにもない", None, None, str(tmp_path / "i")
-    )
+    spec = cell.Spec("社内文書", str(root / "社内文書"), "dev", "dense:どこにもない", str(tmp_path / "i"))
     jobs = [
         run.Job("社内文書 dev", spec.system, spec, tmp_path / "a.json", "nDCG@10"),
         run.Job("社内文書 dev", "bm25", run_spec(spec, "bm25"), tmp_path / "b.json", "nDCG@10"),
     ]
     run.measure(jobs, 2)
     assert jobs[0].cell is None
-    assert "sentence-transformers" in jobs[0].error or "どこにもない" in jobs[0].error
+    assert jobs[0].error.startswith("どこにもない cannot be loaded as a SentenceTransformer")
+    assert "Name a folder or a hub id of one" in jobs[0].error  # whole, however many lines it had
     assert jobs[1].cell is not None
     assert jobs[1].cell.result.n_queries == len(task.queries)
 
@@ -325,7 +324,7 @@ def run_spec(spec: cell.Spec, system: str) -> cell.Spec:
 
 
 def test_a_process_that_dies_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = cell.Spec("d", str(root / "社内文書"), "dev", None, "bm25", None, None, str(tmp_path / "i"))
+    spec = cell.Spec("d", str(root / "社内文書"), "dev", "bm25", str(tmp_path / "i"))
     job = run.Job("d dev", "bm25", spec, tmp_path / "a.json", "nDCG@10")
     monkeypatch.setattr(run.sys, "executable", "/bin/false")
     run.run_job(job, lambda: None)
@@ -371,6 +370,74 @@ def test_a_model_without_its_head(tiny_model: Path, tmp_path: Path) -> None:
         expected = torch.nn.functional.normalize(states.float(), dim=-1)
         assert torch.allclose(plain.model(ids), expected, atol=1e-5)
     assert without_head(str(tiny_model), tmp_path) == path
+
+
+@pytest.mark.parametrize("option", [["--skiplist", "none"], ["--document-length", 8]])
+def test_documents_read_in_another_way(
+    root: Path, tiny_model: Path, tmp_path: Path, option: list[object]
+) -> None:
+    data = ["--data", root / "社内文書", "--split", "dev", "--model", tiny_model, "--out", tmp_path / "o"]
+    signatures = []
+    for way in ([], option, []):
+        done = call(*data, "--system", "jacolbert-exact", "--system", "hybrid", *way)
+        assert done.exit_code == 0, done.output
+        rows = json.loads((tmp_path / "o" / "results.json").read_text(encoding="utf-8"))
+        signatures.append([row["signature"] for row in rows])
+    assert signatures[0] == signatures[2]
+    expected = "skip:0" if option[0] == "--skiplist" else "dlen:8"
+    for plain, other in zip(*signatures[:2], strict=True):
+        assert f"|{expected}|" in other
+        assert "|dlen:128|skip:punctuation|" in plain
+    assert "n_candidates" not in signatures[0][1]  # hybrid search takes n_fused
+    assert len(list((tmp_path / "o" / "indexes").iterdir())) == 2
+
+
+def test_embedding_is_told_in_parts(root: Path, tiny_model: Path, tmp_path: Path) -> None:
+    options = cell.Options(model=str(tiny_model))
+    spec = cell.Spec("d", str(root / "社内文書"), "dev", "jacolbert", str(tmp_path / "i"), options)
+    told: list[tuple[str, int, int]] = []
+    cell.run(spec, lambda *phase: told.append(phase))
+    built = [(done, total) for phase, done, total in told if phase == "building"]
+    assert built[0] == (0, 5)
+    assert built[-1] == (4, 5)  # the empty one is not embedded
+    spec.save(tmp_path / "spec.json")
+    assert cell.Spec.load(tmp_path / "spec.json") == spec
+
+
+def test_a_folder_in_place_of_a_published_dataset_is_told(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "jsquad")
+    args = ["--data", folder, "--split", "dev", "--system", "bm25", "--out", tmp_path / "o"]
+    done = call(*args)
+    assert done.exit_code == 0, done.output
+    words = "jsquad: 3 queries, and 4,442 were published: figures differ from published ones."
+    (row,) = json.loads((tmp_path / "o" / "results.json").read_text(encoding="utf-8"))
+    assert words in row["notes"]
+    assert words in done.stdout
+    for name in ("report.md", "report.html"):
+        assert words in (tmp_path / "o" / name).read_text(encoding="utf-8")
+    about = {"revisions": {"yahoojapan/JGLUE": "v1.1.0"}, "notes": ["一つ足りない。"]}
+    (folder / "dataset.json").write_text(json.dumps(about), encoding="utf-8")
+    assert load_task(folder, "dev").notes == ("yahoojapan/JGLUE@v1.1.0", "一つ足りない。")
+    (folder / "dataset.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"dataset.json cannot be read"):
+        load_task(folder, "dev")
+
+
+def test_roots_with_a_folder_of_one_name(tmp_path: Path) -> None:
+    roots = [tmp_path / "甲", tmp_path / "乙"]
+    for each in roots:
+        write_beir(each / "社内文書")
+    with pytest.raises(InvalidInputError, match=r"甲 and .*乙 both have a folder 社内文書"):
+        places.of_roots(roots)
+    assert list(places.of_roots(roots[:1])) == ["社内文書"]
+
+
+def test_out_must_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "o").write_text("")
+    done = call("--dataset", "demo", "--system", "bm25", "--out", tmp_path / "o")
+    assert done.exit_code == 2
+    assert "cannot be a folder" in done.stderr
+    assert call("--dataset", "demo", "--skiplist", "all", "--out", tmp_path / "p").exit_code == 2
 
 
 # The page.

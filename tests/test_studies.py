@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evals import places, studies
+from tests.test_runs import write_beir
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +61,16 @@ def test_a_grid_of_query_lengths(tmp_path: Path, tiny_model: Path) -> None:
     plot = (tmp_path / "out" / "query-length.svg").read_text(encoding="utf-8")
     assert plot.startswith("<svg")
     assert f"{base['all']:.4f}" in plot
+
+
+@pytest.mark.filterwarnings("ignore::jacolbert_rag.errors.TruncationWarning")
+def test_a_query_ranks_its_own_candidates(tmp_path: Path, tiny_model: Path) -> None:
+    candidates = {"q1": ["湖1"], "q2": ["湖2"], "q3": ["社1"]}
+    data = write_beir(tmp_path / "候補", candidates=candidates)
+    done = call("query-length", "--data", data, "--model", tiny_model, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads((tmp_path / "out" / "query-length.json").read_text(encoding="utf-8"))
+    assert {row["all"] for row in found["rows"]} == {1.0}
 
 
 def test_english_questions(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,33 @@ def test_other_things_that_are_refused(tmp_path: Path) -> None:
     assert "is there already" in again.stderr
 
 
+def test_rows_end_where_the_file_ends_them(tmp_path: Path) -> None:
+    """A text may hold a line break of Unicode's; the first object need not have every column."""
+    lines = ['{"q": "湖は?", "a": "琵琶湖 です。"}', '{"q": "山は?", "a": "富士山", "title": "山"}']
+    path = put(tmp_path / "a.jsonl", "\r\n".join(lines))
+    assert init.read_pairs(path, None, None, None) == [
+        init.Pair("湖は?", "", "琵琶湖 です。"),
+        init.Pair("山は?", "山", "富士山"),
+    ]
+    table = put(tmp_path / "a.csv", 'q,a\r\n湖は?,"琵琶湖 です。\r\n深い。"\r\n')
+    assert init.read_pairs(table, None, None, None) == [init.Pair("湖は?", "", "琵琶湖 です。\r\n深い。")]
+
+
+def test_a_passage_with_and_without_its_title_is_one() -> None:
+    corpus = init.Passages()
+    assert [corpus.id_of("", "湖だ。"), corpus.id_of("琵琶湖", "湖だ。"), corpus.id_of("", "湖だ。")] == [
+        "d1"
+    ] * 3
+    assert corpus.id_of("浜名湖", "湖だ。") == "d2"
+    assert corpus.entries == {"d1": ("琵琶湖", "湖だ。"), "d2": ("浜名湖", "湖だ。")}
+
+
+def test_the_command_to_run_next_is_quoted(tmp_path: Path) -> None:
+    pairs = put(tmp_path / "a.csv", "question,passage\n湖は?,琵琶湖\n")
+    done = call(init.app, tmp_path / "社内 文書", "--pairs", pairs)
+    assert done.stdout.strip() == f"python -m evals.run --data '{tmp_path / '社内 文書'}' --split test"
+
+
 # Two systems compared.
 
 MEANS = ("nDCG@10", "MRR@10", "Recall@1", "Recall@10", "Recall@100")
@@ -180,6 +207,25 @@ def test_comparisons_that_are_refused(tmp_path: Path) -> None:
     assert call(compare.app, "bm25", "rerank", "--dataset", "湖", *out).exit_code == 0
 
 
+def test_systems_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    same = {"q1": 1.0, "q2": 0.0}
+    cell("bm25", same, signature="湖|dev|q:2|c:9@00ff00ff|bm25|x").save(tmp_path / "cells" / "a.json")
+    cell("hybrid", same, signature="湖|dev|q:2|c:9@11ff11ff|hybrid|x").save(tmp_path / "cells" / "b.json")
+    done = call(compare.app, "bm25", "hybrid", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "were measured on other data:" in done.stderr
+    assert "c:9@11ff11ff" in done.stderr
+    cell("hybrid", same, signature="湖|dev|q:2|c:9@00ff00ff|hybrid|y").save(tmp_path / "cells" / "b.json")
+    done = call(compare.app, "bm25", "hybrid", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "湖|dev|q:2|c:9@00ff00ff|hybrid|y" in done.stdout
+    test = cell("bm25", same)
+    results.Cell(replace(test.result, split="test"), test.queries).save(tmp_path / "cells" / "c.json")
+    done = call(compare.app, "bm25", "hybrid", "--out", tmp_path)
+    assert "has 'bm25' on dev, test. Name one of them with --split" in done.stderr
+    assert call(compare.app, "bm25", "hybrid", "--out", tmp_path, "--split", "dev").exit_code == 0
+
+
 # A gate.
 
 
@@ -222,6 +268,31 @@ def test_gates_that_are_refused(tmp_path: Path) -> None:
         done = call(gate.app, *args)
         assert done.exit_code == 2
         assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_gate_of_one_model_read_in_two_ways(tmp_path: Path) -> None:
+    def rows(name: str, model: str, rule: str) -> Path:
+        signature = f"湖|dev|q:9|c:5@00ff00ff|jacolbert|{model}|pool:1|qlen:{rule}|dlen:300|v1"
+        made = cell("jacolbert", {"q": 0.9}, signature=signature)
+        return put(tmp_path / name, json.dumps([asdict(made.result)]))
+
+    before = rows("before.json", "m@1234", "none")
+    done = call(gate.app, "--baseline", before, "--results", rows("a.json", "m@1234", "paper"))
+    assert done.exit_code == 2
+    assert "with qlen:none, and today's result with qlen:paper, by the same model" in done.stderr
+    # Another model may have a rule of its own.
+    assert call(gate.app, "--baseline", before, "--results", rows("b.json", "n@5678", "paper")).exit_code == 0
+    without_head = rows("c.json", "m-without-head-1234@9999", "paper")
+    assert "was measured with --head none" in call(gate.app, "--baseline", without_head).stderr
+
+
+def test_a_gate_of_scored_run_files(tmp_path: Path) -> None:
+    rows = [{"run": "a.trec", "measures": {"nDCG@10": 0.5}, "n_queries": 9}]
+    before = put(tmp_path / "scored.json", json.dumps(rows))
+    assert "was scored by evals.score" in call(gate.app, "--baseline", before).stderr
+    done = call(gate.app, "--baseline", before, "--results", before)
+    assert done.exit_code == 0, done.output
+    assert "ok   a.trec: 0.5000 -> 0.5000" in done.stdout
 
 
 def test_a_gate_measures_what_the_baseline_has(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from evals import tune
+from evals import answerability, tune
 from evals.datasets import Task, load_task
 from jacolbert_rag import Document, Hit, IndexSettings
 from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.index.filters import Ids, NoneOf
+from tests.test_runs import ASKED, write_beir
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +81,7 @@ def test_budgets_and_the_smallest_that_is_enough() -> None:
     task = task_of(40)
     engine: Any = Engine()
     before = engine.settings
-    budgets = tune.tune_budget(engine, task, list(task.queries))
+    budgets = tune.tune_budget(engine, task, list(task.queries), tune.BUDGETS)
     assert engine.settings is before
     assert [each.n_candidates for each in budgets] == list(tune.BUDGETS)
     few, many = budgets[0], budgets[-1]
@@ -112,9 +113,17 @@ def test_the_command_on_the_demo_corpus(tmp_path: Path) -> None:
     (found,) = json.loads(file.read_text(encoding="utf-8"))
     assert 0 <= found["weight"]["chosen"] <= 1
     assert [each["n_candidates"] for each in found["budgets"]] == list(tune.BUDGETS)
+    assert found["held_budgets"][-1]["n_candidates"] == tune.BUDGETS[-1]
+    assert "On the others" in done.stdout
     assert 0 < found["threshold"]["value"] < 1
     assert 0 <= found["threshold"]["refused_without"] <= 1
     assert "Learnt on 20 questions, held to 20 others." in done.stdout
     load_task(ROOT / "examples" / "corpus", "test")
+    ranked = write_beir(tmp_path / "候補", candidates={id: ["湖1", "湖2", "社1"] for id in ASKED})
+    for command in (tune.app, answerability.app):
+        asked = ["--data", ranked, "--split", "dev", "--json", file]
+        refused = CliRunner().invoke(command, [str(arg) for arg in asked])
+        assert refused.exit_code == 2
+        assert "each query ranks its own candidates" in refused.stderr
     few = CliRunner().invoke(tune.app, [str(arg) for arg in [*args[:4], "--limit", 12]])
     assert few.exit_code == 2

@@ -134,7 +134,7 @@ class Encoder:
         return self.embed(batch, keep=np.ones(len(batch.ids), dtype=np.bool_))
 
     def documents(
-        self, texts: Iterable[str], *, on_progress: Callable[[int], None] | None = None
+        self, texts: Iterable[str], *, on_progress: Callable[[int], object] | None = None
     ) -> TokenEmbeddings:
         """Embed documents, without the tokens that the checkpoint skips.
 
@@ -197,7 +197,7 @@ class Encoder:
         warn_of_cut_documents(n_cut, n, self.checkpoint.config.document_length)
 
     def documents_with_cuts(
-        self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+        self, texts: Sequence[str], *, on_progress: Callable[[int], object] | None = None
     ) -> tuple[TokenEmbeddings, int]:
         """`documents` here, without checks and warning: the embeddings, and how many were cut."""
         return self._embed_documents(self.tokenizer.documents(texts), on_progress)
@@ -207,7 +207,7 @@ class Encoder:
         texts: Iterable[str],
         *,
         size: int,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], object] | None = None,
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         """`stream` without checks and warning: blocks of `size` documents, and how many of each were cut.
 
@@ -217,7 +217,7 @@ class Encoder:
         yield from self._blocks(_in_blocks(texts, size), on_progress)
 
     def embed(
-        self, batch: TokenBatch, keep: BoolArray, on_progress: Callable[[int], None] | None = None
+        self, batch: TokenBatch, keep: BoolArray, on_progress: Callable[[int], object] | None = None
     ) -> TokenEmbeddings:
         """Run the network over token ids.
 
@@ -260,13 +260,13 @@ class Encoder:
         return TokenEmbeddings(out[keep], offsets_of(np.bincount(texts[keep], minlength=len(batch))))
 
     def _embed_documents(
-        self, batch: TokenBatch, on_progress: Callable[[int], None] | None = None
+        self, batch: TokenBatch, on_progress: Callable[[int], object] | None = None
     ) -> tuple[TokenEmbeddings, int]:
         embedded = self.embed(batch, self.tokenizer.kept(batch.ids), on_progress)
         return embedded, int(np.count_nonzero(batch.n_cut))
 
     def _blocks(
-        self, blocks: Iterator[list[str]], advance: Callable[[int], None] | None
+        self, blocks: Iterator[list[str]], advance: Callable[[int], object] | None
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         """Embed block after block: here, with tokenizers beside, or on all devices."""
         if self._has_workers:
@@ -279,7 +279,7 @@ class Encoder:
             yield self.documents_with_cuts(texts, on_progress=advance)
 
     def _blocks_of_workers(
-        self, blocks: Iterator[list[str]], advance: Callable[[int], None] | None
+        self, blocks: Iterator[list[str]], advance: Callable[[int], object] | None
     ) -> Iterator[tuple[TokenEmbeddings, int]]:
         pool = self._pool()
         try:
