@@ -499,7 +499,7 @@ def test_a_whole_run(beir, tiny_model, tmp_path):
         assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"]
         assert result["queries_per_s"] > 0
         assert result["bytes_per_document"] > 0
-        lowest = 10 if result["system"] == "bm25" else 100  # full text loads no torch
+        lowest = 10 if result["system"].startswith("bm25") else 100  # full text loads no torch
         assert lowest < result["peak_mb"] < 10_000
         assert result["n_documents"] == 10
         assert result["signature"] in done.stdout

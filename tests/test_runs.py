@@ -387,7 +387,7 @@ def test_documents_read_in_another_way(
     expected = "skip:0" if option[0] == "--skiplist" else "dlen:8"
     for plain, other in zip(*signatures[:2], strict=True):
         assert f"|{expected}|" in other
-        assert "|dlen:128|skip:punctuation|" in plain
+        assert "|dlen:64|skip:punctuation|" in plain
     assert "n_candidates" not in signatures[0][1]  # hybrid search takes n_fused
     assert len(list((tmp_path / "o" / "indexes").iterdir())) == 2
 
