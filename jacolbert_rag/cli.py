@@ -1,36 +1,29 @@
-"""The command line: `jacolbert index`, `jacolbert search` and `jacolbert doctor`."""
+"""The command line: `jacolbert index | search | explain | stats | verify | compact | serve | doctor`."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
-import re
 import sys
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, count
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from jacolbert_rag.config import ComputeDtype, EncoderOverrides
-from jacolbert_rag.datatypes import Document, Hit
-from jacolbert_rag.encode.splitter import parent_of
+from jacolbert_rag.config import ComputeDtype, EncoderOverrides, SearchMode
 from jacolbert_rag.errors import CheckpointWarning, InvalidInputError, JaColBERTError, TruncationWarning
 
 if TYPE_CHECKING:
-    from jacolbert_rag.doctor import Report
+    from jacolbert_rag.datatypes import Hit
     from jacolbert_rag.retriever import JaColBERTRetriever
 
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".txt", ".text")
-MARKDOWN_SUFFIXES = (".md", ".markdown")
-READ_SUFFIXES = (*JSON_SUFFIXES, *TEXT_SUFFIXES, *MARKDOWN_SUFFIXES)
-_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
+STDIN = "-"
+HOST, PORT = "127.0.0.1", 8000
+TOKEN_VARIABLE = "JACOLBERT_TOKEN"
 
 app = typer.Typer(
     help="Japanese late-interaction search over your own documents.",
@@ -38,19 +31,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an index.")]
+Moved = Annotated[str | None, typer.Option(help="Where the index's model is, when it has moved.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Data for programs, in place of text for people.")]
+
 
 @app.command()
 def index(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Files or folders: JSON lines (_id or id, title, text), plain text, Markdown; .gz too."
+            help="Files or folders: JSON lines (_id or id, title, text), plain text, Markdown; .gz too. "
+            "- reads JSON lines from standard input."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the index; documents are added to one.")],
     model: Annotated[
         str | None, typer.Option(help="Model folder or hub id; the bundled model where none is named.")
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Find below which confidence nothing answers, for search --abstain.")
+    ] = False,
 ) -> None:
     """Index documents, long ones in chunks of sentences; what has not changed is left alone.
 
@@ -60,6 +61,7 @@ def index(
     """
     from rich.console import Console
 
+    from jacolbert_rag import sources
     from jacolbert_rag.index import layout
     from jacolbert_rag.retriever import JaColBERTRetriever
 
@@ -72,43 +74,195 @@ def index(
             retriever = JaColBERTRetriever.from_pretrained(model, index=out if exists else None)
         if not exists:
             retriever.save(out)  # fails now, not after an hour of encoding, where it cannot be written
-        files = list(_files(paths))
-        given = [document for path in files for document in _read(path)]
+        files = list(sources.files_of([path for path in paths if str(path) != STDIN]))
+        given = [document for path in files for document in sources.documents_of(path)]
+        if any(str(path) == STDIN for path in paths):
+            given += sources.read_json_lines("standard input", _lines())
         documents = [document for document in given if document.text.strip()]
         ids = {document.id for document in documents}
         before = set(retriever.ids())
         touched = {*retriever.upsert(documents, split=True, progress=True), *(before - set(retriever.ids()))}
-        sources = [_source(path) for path in files if _suffix(path) not in JSON_SUFFIXES]
-        retriever.delete(_former(sources, ids, retriever))
-        retriever.close()
+        names = [sources.name_of(path) for path in files if sources.is_text(path)]
+        retriever.delete(_former(names, ids, retriever))
         if n_empty := len(given) - len(documents):
             console.print(f"{n_empty} documents without text were left out.")
         # A chunk's id is its document's, and # with what it says.
         n_changed = len({id if id in ids else id.rpartition("#")[0] for id in touched})
         n_same = len(documents) - n_changed
         console.print(f"{n_changed} documents indexed, {n_same} unchanged: {out}", soft_wrap=True)
+        if calibrate:
+            try:
+                retriever.calibrate(progress=True)
+            except InvalidInputError as error:  # a small corpus is indexed all the same
+                console.print(f"Note: not calibrated. {error}", markup=False, highlight=False, soft_wrap=True)
+        retriever.close()
 
 
 @app.command()
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an index.")],
-    query: Annotated[str, typer.Argument(metavar="質問", help="What to look for, in your own words.")],
+    folder: Folder,
+    query: Annotated[
+        str, typer.Argument(metavar="質問", help="What to look for; - reads a question a line.")
+    ] = STDIN,
     k: Annotated[int, typer.Option("--k", "-k", help="How many documents.")] = 5,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON list of id, score, text and metadata.")
+    mode: Annotated[
+        str, typer.Option(help="hybrid, jacolbert (token embeddings) or bm25 (words).")
+    ] = "hybrid",
+    filter: Annotated[
+        str | None, typer.Option(help='Conditions on metadata: \'{"部署": "経理"}\'.', metavar="JSON")
+    ] = None,
+    explain: Annotated[bool, typer.Option(help="Mark what answered, and show the scores.")] = False,
+    abstain: Annotated[
+        bool, typer.Option(help="Show nothing where nothing answers; see index --calibrate.")
     ] = False,
-    model: Annotated[str | None, typer.Option(help="Where the index's model is, when it has moved.")] = None,
+    as_json: AsJson = False,
+    model: Moved = None,
 ) -> None:
-    """Find the documents that answer a question."""
+    """Find the documents that answer a question, or each question of standard input.
+
+    With --json a question gives a JSON list of id, score, text and metadata; questions of standard input
+    give an object each, on a line of its own: {"query": …, "hits": […]}.
+    """
+    from jacolbert_rag import terminal
     from jacolbert_rag.retriever import JaColBERTRetriever
 
     with _errors_for_people():
-        hits = JaColBERTRetriever.load(folder, model=model).search(query, k)
+        if mode not in get_args(SearchMode):
+            raise InvalidInputError(f"--mode is {mode!r}; expected {', '.join(get_args(SearchMode))}.")
+        conditions = _conditions(filter)
+        with _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
+            for each in _queries(query):
+                hits = retriever.search(
+                    each,
+                    k,
+                    mode=cast(SearchMode, mode),
+                    filter=conditions,
+                    highlight=explain,
+                    abstain=abstain,
+                )
+                if not as_json:
+                    if query == STDIN:
+                        terminal.print_query(each)
+                    terminal.print_hits(hits, is_empty=not len(retriever))
+                elif query == STDIN:
+                    _print_json({"query": each, "hits": [_as_json(hit) for hit in hits]})
+                else:
+                    _print_json([_as_json(hit) for hit in hits])
+
+
+@app.command()
+def explain(
+    folder: Folder,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of a document.")],
+    query: Annotated[str, typer.Argument(metavar="質問", help="What was looked for.")],
+    as_json: AsJson = False,
+    model: Moved = None,
+) -> None:
+    """Show why a document answers a question, or why not: its rank, its scores, and what each part found."""
+    from jacolbert_rag import terminal
+    from jacolbert_rag.index.filters import Ids
+    from jacolbert_rag.retriever import JaColBERTRetriever
+
+    with _errors_for_people(), _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
+        if id not in retriever:
+            raise InvalidInputError(f"{folder} has no document {id!r}. search --json tells ids.")
+        (hit,) = retriever.search(query, 1, exact=True, filter=Ids(frozenset([id])), highlight=True)
+        ranks: dict[str, int | None] = {}
+        modes: tuple[SearchMode, ...] = get_args(SearchMode)
+        for mode in modes:
+            found = [each.id for each in retriever.search(query, terminal.DEEPEST, mode=mode)]
+            ranks[mode] = found.index(id) + 1 if id in found else None
         if as_json:
-            # Escaped, so that text with lone surrogates is printable and any terminal will do.
-            _print_data(json.dumps([_as_json(hit) for hit in hits], ensure_ascii=_is_ascii_only(hits)))
+            _print_json({**_as_json(hit), "ranks": ranks})
         else:
-            print_hits(hits)
+            terminal.print_explanation(query, hit, ranks)
+
+
+@app.command()
+def stats(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what an index holds."""
+    from jacolbert_rag import terminal
+    from jacolbert_rag.index.index import Index
+    from jacolbert_rag.index.stats import stats_of
+
+    with _errors_for_people(), _opened(Index.open(folder)) as opened:
+        found = stats_of(opened)
+        if as_json:
+            _print_json(asdict(found))
+        else:
+            terminal.print_stats(found)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    rebuild: Annotated[bool, typer.Option(help="Make anew what is damaged and can be derived.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of an index, and name what is damaged; exits with 1 where something is."""
+    from jacolbert_rag.errors import IndexCorruptError
+    from jacolbert_rag.index.index import Damage, Index
+
+    with _errors_for_people():
+        try:
+            with _opened(Index.open(folder)) as opened:
+                found = opened.verify()
+                if rebuild and any(damage.is_derived for damage in found):
+                    opened.rebuild()
+                    found = opened.verify()
+        except IndexCorruptError as error:  # so damaged that it cannot be opened
+            found = [Damage(str(error), is_derived=False)]
+        if as_json:
+            _print_json([asdict(damage) for damage in found])
+        else:
+            for damage in found:
+                mend = "jacolbert verify --rebuild" if damage.is_derived else "restore it, or index anew"
+                _print_data(f"{damage.what}: {mend}")
+            if not found:
+                _print_data("nothing is damaged")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(folder: Folder) -> None:
+    """Give back the room of deleted documents; searches go on meanwhile."""
+    from jacolbert_rag.index.index import Index
+    from jacolbert_rag.index.stats import stats_of
+
+    with _errors_for_people(), _opened(Index.open(folder)) as opened:
+        before = stats_of(opened).n_bytes
+        opened.compact()
+        after = stats_of(opened).n_bytes
+        _print_data(f"{before:,} bytes before, {after:,} now")
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = HOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = PORT,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar=TOKEN_VARIABLE, help="What clients must send; needed beyond this machine."),
+    ] = None,
+    read_only: Annotated[bool, typer.Option(help="Search alone: nothing is added or deleted.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name by which a proxy or a network calls it; may be repeated.")
+    ] = None,
+    model: Moved = None,
+) -> None:
+    """Serve an index over HTTP: search, add, delete, health; its OpenAPI page is at /docs."""
+    from jacolbert_rag.retriever import JaColBERTRetriever
+
+    with _errors_for_people():
+        from jacolbert_rag import server
+
+        server.check_host(host, token)
+        with _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
+            server.run(
+                retriever, host=host, port=port, token=token, read_only=read_only, hosts=allow_host or ()
+            )
 
 
 @app.command()
@@ -133,6 +287,7 @@ def doctor(
     with _errors_for_people():
         if dtype not in get_args(ComputeDtype):
             raise InvalidInputError(f"--dtype is {dtype!r}; expected {', '.join(get_args(ComputeDtype))}.")
+        from jacolbert_rag import terminal
         from jacolbert_rag.doctor import examine
         from jacolbert_rag.encode import checkpoint
 
@@ -148,265 +303,95 @@ def doctor(
     if as_json:
         _print_data(json.dumps(report.to_json(), ensure_ascii=True))
     else:
-        print_report(report)
+        terminal.print_report(report)
     if not report.is_healthy:
         raise typer.Exit(1)
 
 
-def print_report(report: Report) -> None:
-    """Show a doctor's report on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-
-    def section(title: str, rows: Iterable[tuple[str, ...]]) -> None:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-        for row in rows:
-            styles = ("", "", "dim")
-            table.add_row(*(Text(_printable(cell), style) for cell, style in zip(row, styles, strict=False)))
-        console.print(Text(title, "bold"))
-        console.print(table)
-
-    found, compute, speed, tokens = report.checkpoint, report.compute, report.speed, report.tokens
-    section(
-        "Checkpoint",
-        [
-            ("name", found["name"]),
-            ("folder", found["folder"]),
-            ("format", found["format"]),
-            (
-                "network",
-                f"{found['backbone']}, {found['layers']} layers of {found['hidden_size']}, projection "
-                f"{', '.join(found['projection'])}; {found['parameters']:,} parameters",
-            ),
-            ("tokenizer", f"{found['tokenizer']}; {found['vocabulary']:,} tokens"),
-            ("fingerprint", found["fingerprint"]),
-        ],
-    )
-
-    def token(entry: dict[str, Any]) -> str:
-        return "none" if entry["id"] is None else f"{entry['token']!r} = {entry['id']}"
-
-    special = [
-        token(entry) for kind in ("prefix", "suffix", "mask", "padding", "unknown") for entry in tokens[kind]
-    ]
-    section(
-        "Tokens",
-        [
-            ("query marker", token(tokens["query_marker"])),
-            ("document marker", token(tokens["document_marker"])),
-            ("special", ", ".join(special)),
-            ("skipped in documents", f"{len(tokens['skipped_ids'])} ids"),
-            (
-                "not in the vocabulary",
-                " ".join(tokens["skiplist_not_in_vocabulary"]) or "none of the skiplist",
-            ),
-        ],
-    )
-    section(
-        "Settings, and who says so",
-        [(s.name, _short(s.value), s.source) for s in report.settings],
-    )
-    section(
-        "Computing",
-        [
-            ("device", f"{compute['device']}: {compute['device_name']}"),
-            ("dtype", compute["dtype"]),
-            ("attention", compute["attention"]),
-            ("threads", str(compute["threads"])),
-            (
-                "speed",
-                f"{speed['documents_per_s']:,.1f} documents/s of {speed['tokens_per_document']:.0f} tokens "
-                f"({speed['tokens_per_s']:,.0f} tokens/s); one query {speed['query_ms']:.1f} ms; tokenizer "
-                f"{speed['tokenized_tokens_per_s']:,.0f} tokens/s of words that it has met",
-            ),
-        ],
-    )
-    section(
-        "Self-test",
-        [("ok" if check.passed else "FAILED", check.name, check.detail) for check in report.checks],
-    )
-    for warning in report.warnings:
-        console.print(Text("Note: ", "yellow").append(_printable(warning), "default"))
-    if not report.warnings:
-        console.print("Nothing to note.")
-
-
-def _short(value: Any) -> str:
-    """A setting's value, long lists cut."""
-    if isinstance(value, list) and len(value) > 8:
-        return f"{len(value)} symbols: {' '.join(map(str, value[:8]))} ..."
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def print_hits(hits: list[Hit]) -> None:
-    """Show hits on the terminal: rank, score, title, text."""
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console()
-    if not hits:
-        console.print("The index is empty.")
-    for rank, hit in enumerate(hits, start=1):
-        title = hit.document.title or hit.id
-        head = Text.assemble(f"{rank}. ", (_printable(title), "bold"), (f"  {hit.score:.2f}", "cyan"))
-        console.print(head)
-        console.print(Padding(Text(_printable(hit.text)), (0, 0, 1, 3)))
-
-
-def _files(paths: list[Path]) -> Iterator[Path]:
-    """The named files, and the readable ones below named folders, in order of name."""
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in READ_SUFFIXES)
-            if not found:
-                raise InvalidInputError(f"{path} holds no file of {', '.join(READ_SUFFIXES)} (.gz too).")
-            yield from found
-        elif not path.exists():
-            raise InvalidInputError(f"{path} does not exist. Name a file or a folder.")
-        elif _suffix(path) not in READ_SUFFIXES:
-            raise InvalidInputError(
-                f"{path} is not readable here: expected {', '.join(READ_SUFFIXES)}, each also with .gz. "
-                "Turn it into one of these first."
-            )
-        else:
-            yield path
-
-
-def _suffix(path: Path) -> str:
-    """The suffix that tells the format, under .gz."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-
-
-def _source(path: Path) -> str:
-    """What a file is called in an index, wherever the command ran."""
-    return path.resolve().as_posix()
-
-
-def _read(path: Path) -> Iterator[Document]:
-    """Documents of one file."""
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline=None) as file:
-            if _suffix(path) in JSON_SUFFIXES:
-                yield from _read_json_lines(path, file)
-            else:
-                yield from _read_text(path, file.read())
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise InvalidInputError(
-            f"{path} is not readable as UTF-8 text ({error}). Convert it to UTF-8, or pack it again."
-        ) from error
-
-
-def _read_json_lines(path: Path, file: Any) -> Iterator[Document]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InvalidInputError(f"{where} is not JSON ({error}).") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InvalidInputError(f'{where} is no object with a string "text".')
-        key = row.get("_id", row.get("id"))
-        metadata = {} if row.get("metadata") is None else row["metadata"]
-        title = "" if row.get("title") is None else row["title"]
-        if not isinstance(metadata, dict) or not isinstance(title, str):
-            raise InvalidInputError(f'{where}: "metadata" must be an object and "title" a string.')
-        if key is None:
-            yield Document.from_text(row["text"], metadata, title)
-        else:
-            yield Document(id=str(key), text=row["text"], metadata=metadata, title=title)
-
-
-def _read_text(path: Path, text: str) -> Iterator[Document]:
-    """A text file as a document, or the sections of a Markdown file, each with its heading for a title.
-
-    A section's id is `FILE#CHAPTER/SECTION`, so that it stays when sections come and go around it.
-    """
-    source, seen = _source(path), set[str]()
-    sections = _sections(text) if _suffix(path) in MARKDOWN_SUFFIXES else [((), text)]
-    for headings, body in sections:
-        if body.strip():
-            id = _unused("#".join([source, "/".join(headings)]) if headings else source, seen)
-            seen.add(id)
-            title = headings[-1] if headings else _title(path)
-            yield Document(id, body.strip(), {"source": source}, title)
-
-
-def _title(path: Path) -> str:
-    """A file's name without what tells its kind."""
-    name = path.name[:-3] if path.suffix.lower() == ".gz" else path.name
-    return name.removesuffix(Path(name).suffix)
-
-
-def _unused(id: str, seen: Container[str]) -> str:
-    """The id, or the first of it with -2, -3 and so on behind that is not taken."""
-    numbered = (f"{id}-{n}" for n in count(2))
-    return next(key for key in chain([id], numbered) if key not in seen)
-
-
-def _former(sources: Sequence[str], current: Container[str], retriever: JaColBERTRetriever) -> list[str]:
+def _former(names: Sequence[str], current: Container[str], retriever: JaColBERTRetriever) -> list[str]:
     """Ids of what these files have left in the index, and which is of no document of theirs now."""
+    from jacolbert_rag.encode.splitter import parent_of
+
     return [
         document.id
-        for source in sources
+        for source in names
         for document in retriever.get([source, *retriever.ids(f"{source}#")])
         # The source is compared, since another file's name may begin like this one's sections.
         if document.metadata.get("source") == source and (parent_of(document) or document.id) not in current
     ]
 
 
-def _sections(text: str) -> list[tuple[tuple[str, ...], str]]:
-    """Sections of Markdown: the headings above each, its own last, and the text up to the next heading.
+@contextmanager
+def _opened(opened: Any) -> Iterator[Any]:
+    """Closed at the end."""
+    try:
+        yield opened
+    finally:
+        opened.close()
 
-    What stands before the first heading has none.
-    """
-    sections: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
-    open_headings: list[tuple[int, str]] = []  # level and text
-    fence = None
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if mark and fence in (None, mark[1]):
-            fence = None if fence else mark[1]
-        heading = None if fence or mark else _HEADING.match(line.rstrip("\r\n"))
-        if heading:
-            level = len(heading[1])
-            open_headings = [h for h in open_headings if h[0] < level] + [(level, heading[2])]
-            sections.append((tuple(title for _, title in open_headings), []))
-        else:
-            sections[-1][1].append(line)
-    return [(headings, "".join(lines)) for headings, lines in sections]
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input, which is UTF-8 whatever the terminal is."""
+    stream = sys.stdin
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8-sig")
+    try:
+        yield from stream
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"standard input is not UTF-8 ({error}). Convert it first.") from error
+
+
+def _queries(given: str) -> Iterator[str]:
+    """The question, or those of standard input, blank lines left out."""
+    if given != STDIN:
+        yield given
+    else:
+        yield from (line.strip() for line in _lines() if line.strip())
+
+
+def _conditions(given: str | None) -> dict[str, Any] | None:
+    """A filter of the command line."""
+    if given is None:
+        return None
+    try:
+        conditions = json.loads(given)
+    except ValueError as error:
+        raise InvalidInputError(
+            f'--filter is not JSON ({error}). Write, for instance, \'{{"部署": "経理"}}\'.'
+        ) from error
+    if not isinstance(conditions, dict):
+        raise InvalidInputError(f"--filter is a {type(conditions).__name__}; expected an object.")
+    return conditions
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:
     title = {"title": hit.document.title} if hit.document.title else {}
-    return {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": {**title, **hit.metadata}}
+    found = {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": {**title, **hit.metadata}}
+    if hit.highlight is None:
+        return found
+    shown = {
+        "marks": hit.highlight.marks,
+        "title_marks": hit.highlight.title_marks,
+        "best_sentence": hit.highlight.best_sentence,
+        "matches": [match._asdict() for match in hit.highlight.matches],
+    }
+    return {**found, "scores": dict(hit.scores), "highlight": shown}
 
 
-def _is_ascii_only(hits: list[Hit]) -> bool:
-    """Whether JSON must escape everything: the terminal cannot print it, or UTF-8 cannot hold it."""
-    encoding = sys.stdout.encoding or "ascii"
+def _print_json(value: Any) -> None:
+    """One line of JSON; escaped where the terminal cannot print it, or UTF-8 cannot hold it."""
+    text = json.dumps(value, ensure_ascii=False)
     try:
-        json.dumps([_as_json(hit) for hit in hits], ensure_ascii=False).encode(encoding)
+        text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return True
-    return False
+        text = json.dumps(value)
+    _print_data(text)
 
 
 def _print_data(text: str) -> None:
     """To standard output, which holds data and nothing else."""
     sys.stdout.write(text + "\n")
-
-
-def _printable(text: str) -> str:
-    """The text with what no terminal can show replaced."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in shown)
+    sys.stdout.flush()  # a pipe reads each answer as it comes
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class Highlight:
         from rich.text import Text
 
         return Text.assemble(
-            *((part, style) if is_marked else part for part, is_marked in self._parts(whole=whole))
+            *((_shown(part), style if is_marked else "") for part, is_marked in self._parts(whole=whole))
         )
 
     def _parts(self, *, whole: bool) -> Iterator[tuple[str, bool]]:
@@ -167,6 +167,11 @@ class Highlight:
                 at = end
         if at < stop:
             yield self.text[at:stop], False
+
+
+def _shown(text: str) -> str:
+    """The text with what would steer a terminal as spaces: escape sequences, directions, half surrogates."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jacolbert_rag import Document, JaColBERTRetriever
-from jacolbert_rag.cli import _sections, app
+from jacolbert_rag.cli import app
 from jacolbert_rag.encode.encoder import Encoder
+from jacolbert_rag.sources import sections
 from tests.conftest import SENTENCES
 
 runner = CliRunner()
@@ -193,7 +194,7 @@ def test_long_json_documents_are_split(index: Path, tmp_path: Path) -> None:
 
 def test_markdown_headings() -> None:
     code = "```sh\n# 注釈\n```\n~~~\n# x\n```\n~~~\n#タグ\n"
-    assert _sections(f"前\n# 表題 #\n本文\n## C#\n型\n#\n空\n{code}#### 終\n## 次\n# 後\n") == [
+    assert sections(f"前\n# 表題 #\n本文\n## C#\n型\n#\n空\n{code}#### 終\n## 次\n# 後\n") == [
         ((), "前\n"),
         (("表題",), "本文\n"),
         (("表題", "C#"), f"型\n#\n空\n{code}"),
@@ -281,3 +282,144 @@ def test_as_a_program_data_goes_to_stdout_alone(index: Path) -> None:
         capture_output=True, check=True, env={"PYTHONIOENCODING": "utf-8", "PATH": ""},
     )  # fmt: skip
     assert len(json.loads(done.stdout.decode())) == 5
+
+
+# What is asked of an index besides.
+
+
+def test_questions_of_standard_input(index: Path) -> None:
+    asked = "\ufeff富士山の高さは？\n\n 日本の首都は？ \n"
+    done = runner.invoke(app, ["search", str(index), "--json", "-k", "2"], input=asked)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["query"] for line in lines] == ["富士山の高さは？", "日本の首都は？"]
+    assert [len(line["hits"]) for line in lines] == [2, 2]
+    shown = runner.invoke(app, ["search", str(index), "-"], input=asked).stdout
+    assert "富士山の高さは？" in shown
+    assert shown.count("1. ") >= 2
+
+
+def test_documents_of_standard_input(tiny_model: Path, tmp_path: Path) -> None:
+    args = ["index", "-", "--out", str(tmp_path / "i"), "--model", str(tiny_model)]
+    rows = '{"id": "a", "text": "琵琶湖は広い。"}\n{"id": "b", "text": "富士山は高い。"}\n'
+    done = runner.invoke(app, args, input=rows)
+    assert done.exit_code == 0, done.output
+    assert "2 documents indexed" in done.stderr
+    assert "2 unchanged" in runner.invoke(app, args[:-2], input=rows).stderr
+    folder = tmp_path / "二つ"
+    folder.mkdir()
+    for name in ("一.txt", "二.txt"):
+        (folder / name).write_text(f"{name}の本文。", encoding="utf-8")
+    beside = runner.invoke(app, ["index", str(folder), *args[1:-2]], input='{"id": "c", "text": "深い。"}\n')
+    assert "3 documents indexed" in beside.stderr
+    wrong = runner.invoke(app, args[:-2], input="{}\n")
+    assert wrong.exit_code == 2
+    assert 'standard input, line 1 is no object with a string "text"' in wrong.stderr
+
+
+def test_modes_and_filters(index: Path) -> None:
+    (hit,) = json.loads(run("search", index, "富士山", "--filter", '{"n": 3}', "--json").stdout)
+    assert hit["metadata"]["n"] == 3
+    words = json.loads(run("search", index, "琵琶湖", "--mode", "bm25", "--json").stdout)
+    assert words
+    assert all("琵琶湖" in hit["text"] for hit in words)
+    assert "該当なし" in run("search", index, "オーロラ", "--mode", "bm25").stdout
+    for args, message in [
+        (["--mode", "dense"], "--mode is 'dense'; expected"),
+        (["--filter", "{"], "--filter is not JSON"),
+        (["--filter", "[]"], "--filter is a list; expected an object"),
+        (["--abstain"], "calibrate"),
+    ]:
+        assert message in run("search", index, "富士山", *args, expected=2).stderr
+
+
+def test_why_a_document_answers(index: Path) -> None:
+    shown = run("search", index, "富士山", "--explain", "-k", 1).stdout
+    assert "similarity" in shown
+    (hit,) = json.loads(run("search", index, "富士山", "--explain", "-k", 1, "--json").stdout)
+    assert set(hit["highlight"]) == {"marks", "title_marks", "best_sentence", "matches"}
+    best = hit["id"]
+    found = json.loads(run("explain", index, best, "富士山", "--json").stdout)
+    assert found["ranks"]["hybrid"] == 1
+    assert set(found["ranks"]) == {"hybrid", "jacolbert", "bm25"}
+    start, end = found["highlight"]["marks"][0]
+    assert found["text"][start:end]
+    text = run("explain", index, best, "富士山").stdout
+    assert "hybrid 1" in text
+    assert "of the question" in text
+    other = json.loads(run("explain", index, "s9", "富士山", "--json").stdout)
+    assert other["ranks"]["bm25"] is None or other["ranks"]["bm25"] > 1
+    assert "has no document '無い'" in run("explain", index, "無い", "富士山", expected=2).stderr
+
+
+def test_stats_verify_and_compact(index: Path) -> None:
+    found = json.loads(run("stats", index, "--json").stdout)
+    assert (found["n_documents"], found["n_deleted"], found["is_calibrated"]) == (10, 0, False)
+    assert found["n_bytes"] == sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
+    shown = run("stats", index).stdout
+    assert "10, and 0 deleted" in shown
+    assert "not calibrated" in shown
+    retriever = JaColBERTRetriever.load(index)
+    retriever.delete([f"s{i}" for i in range(6)])
+    retriever.close()
+    assert json.loads(run("stats", index, "--json").stdout)["n_deleted"] == 6
+    assert "bytes before" in run("compact", index).stdout
+    now = json.loads(run("stats", index, "--json").stdout)
+    assert (now["n_documents"], now["n_deleted"]) == (4, 0)
+    assert run("verify", index).stdout == "nothing is damaged\n"
+    assert json.loads(run("verify", index, "--json").stdout) == []
+    file = next((index / "files").glob("*.tokens.npy"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    assert file.name in run("verify", index, expected=1).stdout
+    (damage,) = json.loads(run("verify", index, "--rebuild", "--json", expected=1).stdout)
+    assert not damage["is_derived"]
+    file.write_bytes(bytes(data[:-8]))
+    assert file.name in run("verify", index, expected=1).stdout
+    file.unlink()
+    (gone,) = json.loads(run("verify", index, "--json", expected=1).stdout)
+    assert file.name in gone["what"]
+    for command in ("stats", "verify", "compact"):
+        assert "Error" in run(command, index.parent / "無い", expected=2).stderr
+
+
+def test_an_index_that_says_nothing_where_nothing_answers(tmp_path: Path) -> None:
+    """The bundled model, since random weights know no confidence."""
+    corpus = Path(__file__).parents[1] / "examples" / "corpus" / "corpus.jsonl"
+    lines = corpus.read_text(encoding="utf-8").splitlines()[:60]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    run("index", tmp_path / "some.jsonl", "--out", tmp_path / "i", "--calibrate")
+    title = json.loads(lines[0])["title"]
+    assert json.loads(run("search", tmp_path / "i", title, "--abstain", "--json").stdout)
+    assert json.loads(run("search", tmp_path / "i", "オーロラの見える国", "--abstain", "--json").stdout) == []
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom jacolbert_rag.cli import app\n"
+        "for args in (['--help'], ['search', '--help'], ['serve', '--help']):\n"
+        "    assert CliRunner().invoke(app, args).exit_code == 0\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'fastapi', 'voyager'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_small_corpus_is_indexed_though_it_cannot_be_calibrated(corpus: Path, tiny_model: Path) -> None:
+    out = corpus.parent / "i"
+    done = run("index", corpus, "--out", out, "--model", tiny_model, "--calibrate")
+    assert "10 documents indexed" in done.stderr
+    assert "not calibrated" in done.stderr
+
+
+def test_documents_do_not_steer_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
+    text = "富士山は\x1b]0;題\x07\x1b[31m高い\u202e山である。"
+    write_json_lines(tmp_path / "a.jsonl", [{"id": "a", "title": "\x1b[2J題", "text": text}])
+    run("index", tmp_path / "a.jsonl", "--out", tmp_path / "i", "--model", tiny_model)
+    for args in (["search", tmp_path / "i", "富士山"], ["search", tmp_path / "i", "富士山", "--explain"],
+                 ["explain", tmp_path / "i", "a", "富士山"]):  # fmt: skip
+        shown = run(*args).stdout
+        assert "富士山は" in shown
+        assert not {"\x1b", "\x07", "\u202e"} & set(shown)

@@ -90,8 +90,13 @@ ALLOWED: dict[str, set[str]] = {
                                  "index.view", "llama_index_nodes", "retriever"},
     "doctor": BASE | {"encode.checkpoint", "encode.encoder", "encode.formats", "encode.model",
                       "encode.normalize", "encode.tokens", "encode.words", "index.maxsim"},
+    "index.stats": BASE | {"index.index"},
+    "sources": BASE,
+    "terminal": BASE | {"doctor", "index.stats"},
+    "server": BASE | {"retriever"},
     "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "encode.splitter", "index",
-                   "index.layout"},
+                   "index.filters", "index.index", "index.layout", "index.stats", "server", "sources",
+                   "terminal"},
 }  # fmt: skip
 
 # Third-party homes: a package may be imported by these modules only.
@@ -123,6 +128,9 @@ HOMES = {
     "langchain_text_splitters": {"langchain_splitter"},
     "llama_index": {"llama_index", "llama_index_nodes", "llama_index_parser", "llama_index_store"},
     "typer": {"cli"},
+    "fastapi": {"server"},
+    "starlette": {"server"},
+    "uvicorn": {"server"},
 }
 
 
