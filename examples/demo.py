@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jacolbert_rag import Document, JaColBERTRetriever
+from jacolbert_rag import Document, JaColBERTError, JaColBERTRetriever
 
 CORPUS = Path(__file__).parent / "corpus" / "corpus.jsonl"
 INDEX = Path("demo_index")
@@ -26,15 +26,36 @@ QUESTIONS = [
 ]
 
 
+def read_demo() -> list[Document]:
+    """Handbook and product help of the invented company."""
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    return [Document(row["_id"], row["text"], row["metadata"], row["title"]) for row in rows]
+
+
+def build_demo() -> JaColBERTRetriever:
+    """The demo's index, made anew, live in its folder."""
+    retriever = JaColBERTRetriever.from_pretrained()
+    retriever.add(read_demo(), progress=True)
+    retriever.calibrate()  # below which confidence nothing answers
+    retriever.save(INDEX)
+    return retriever
+
+
+def open_demo() -> JaColBERTRetriever:
+    """The demo's index, made now where it is not there."""
+    try:
+        retriever = JaColBERTRetriever.open(INDEX)
+    except JaColBERTError:  # it is not there, or of another version's weights
+        return build_demo()
+    if retriever.calibration is None:
+        retriever.calibrate()
+    return retriever
+
+
 def main() -> None:
     """Build the index, ask, and say how to go on."""
     console = Console()
-    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
-    documents = [Document(row["_id"], row["text"], row["metadata"], row["title"]) for row in rows]
-
-    retriever = JaColBERTRetriever.from_pretrained()
-    retriever.add(documents, progress=True)
-    retriever.save(INDEX)
+    retriever = build_demo()
     console.print(f"\n{len(retriever)} documents of the invented 遠峰電機株式会社 are in {INDEX}/.\n")
 
     for question in QUESTIONS:
@@ -47,6 +68,8 @@ def main() -> None:
             console.print(Padding(Text(hit.text), (0, 0, 1, 3)))
     console.print("Ask your own question:")
     console.print(f"  .venv/bin/jacolbert search {INDEX} 領収書をなくした場合の精算方法", style="green")
+    console.print("Ask in a browser, and see what answered:")
+    console.print("  make web", style="green")
     console.print("Search your own documents:")
     console.print("  .venv/bin/jacolbert index FILES… --out my_index", style="green")
     console.print("  .venv/bin/jacolbert search my_index 質問", style="green")

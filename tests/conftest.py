@@ -147,3 +147,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_retriever(tmp_path_factory: pytest.TempPathFactory) -> JaColBERTRetriever:
+    """The demo corpus by the bundled model, calibrated, in a folder; shared: never write to it."""
+    from examples import demo
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "INDEX", tmp_path_factory.mktemp("demo") / "index")
+        return demo.build_demo()

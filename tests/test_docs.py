@@ -6,6 +6,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -18,36 +20,55 @@ from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.index.quantize import BITS
 from training.comparison import markdown
 
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+DOCS = [README, ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    (f"{path.relative_to(ROOT)}, block {n}", block)
+    for path in DOCS
+    for n, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL), start=1)
+]
 
 
 def test_readme_has_code() -> None:
-    assert len(BLOCKS) == 6
+    assert len([name for name, _ in BLOCKS if name.startswith("README.md")]) >= 4
+    assert len(BLOCKS) >= 15
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_readme_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_code_of_the_docs_runs(
+    name: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, name, "exec"), names)
     for result in ("documents", "nodes"):
         if result in names:
             assert "琵琶湖" in str(names[result])
 
 
 def commands() -> list[list[str]]:
-    """The lines of README's and CONTRIBUTING's shell blocks that run a module of ours."""
+    """The lines of the docs' shell blocks that run a module of ours, or `jacolbert`."""
     found = []
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
+    for path in (*DOCS, ROOT / "CONTRIBUTING.md"):
+        text = path.read_text(encoding="utf-8")
         for _, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            block = block.replace("\\\n", "")  # a line that goes on
             found += re.findall(r"^\.venv/bin/python -m (.+)$", block, re.MULTILINE)
+            called = re.findall(r"^\.venv/bin/jacolbert (.+)$", block, re.MULTILINE)
+            found += [f"jacolbert_rag.cli {line}" for line in called]
     return [shlex.split(line, comments=True) for line in found]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
     module, *args = command
+    if module.startswith("examples."):
+        # These are argparse's: whether --help names the options.
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(arg.partition("=")[0] in done.stdout for arg in args if arg.startswith("--"))
+        return
     app = typer.main.get_command(importlib.import_module(module).app)
     context = app.make_context(module, args)  # an option that is not there is an error
     if isinstance(app, click.Group):
@@ -59,7 +80,7 @@ def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
 def test_readme_table_is_generated() -> None:
     text = README.read_text(encoding="utf-8")
     results = read_results()
-    assert {row["dataset"] for row in results} >= {"corpus", "jsquad", "jaquad"}
+    assert {row["dataset"] for row in results} >= {"demo", "jsquad", "jaquad"}
     assert with_table(text, results) == text
 
 
@@ -73,10 +94,10 @@ def test_results_are_of_one_model_which_is_the_bundled_one() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "jacolbert_rag/default_model/README.md"):
-        path = ROOT / name
+    others = [ROOT / "CONTRIBUTING.md", ROOT / "jacolbert_rag" / "default_model" / "README.md"]
+    for path in (*DOCS, *others):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{name} -> {target}"
+            assert (path.parent / target).exists(), f"{path} -> {target}"
 
 
 def test_every_module_is_in_the_layout() -> None:
@@ -93,6 +114,12 @@ def test_readme_names_the_defaults() -> None:
         f"the nearest of {StoreConfig().n_centroids} centroids, and {BITS[StoreConfig().dtype]} bits" in text
     )
     assert f"fewer than {SearchConfig().exact_below:,} documents" in text
+
+
+def test_readme_says_how_long_small_corpora_take() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "choices-exact.json").read_text("utf-8"))
+    took = {row["n"]: row for row in rows["rows"]}
+    assert f"took {took[1_000]['exact_p50_ms']:.1f} ms at 1,000" in README.read_text("utf-8")
 
 
 def test_tables_of_ablations_are_those_of_their_results() -> None:
