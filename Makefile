@@ -5,16 +5,25 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow crash soak lint format eval results mini bench choices
+.PHONY: demo web docs test test-slow test-web crash soak lint format eval results mini bench choices
 
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
 
-test: $(VENV)/.installed  ## run the tests, but for those that take minutes
-	$(RUN) -m pytest -m "not slow"
+web: $(VENV)/.installed  ## ask the demo's documents in a browser, at http://127.0.0.1:8000
+	$(RUN) -m examples.qa_web
+
+test: $(VENV)/.installed  ## run the tests, but for those that take minutes, and those that need a browser
+	$(RUN) -m pytest -m "not slow and not web"
 
 test-slow: $(VENV)/.installed  ## run those that take minutes: every real text, golden vectors, precision
 	$(RUN) -m pytest -m slow
+
+test-web: $(VENV)/.installed-web  ## run those that need Chromium, and the HTTP API under generated requests
+	$(RUN) -m pytest -m web
+
+docs: $(VENV)/.installed-docs  ## build the guides and the API reference into runs/docs
+	$(VENV)/bin/sphinx-build --fail-on-warning --quiet -b html docs runs/docs
 
 crash: $(VENV)/.installed  ## kill a writer of an index 300 times, and check what it left
 	$(RUN) -m tests.crash --kills 300
@@ -75,6 +84,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(INSTALL) $$(grep '^torch==' constraints.txt)
 	$(INSTALL) --editable '.[all]' --group test
+	@touch $@
+
+$(VENV)/.installed-web: $(VENV)/.installed
+	$(INSTALL) --group web-test
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --group docs
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
