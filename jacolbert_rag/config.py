@@ -71,7 +71,8 @@ class QueryLength:
 
     n counts a query's own tokens: [CLS], marker and [SEP] included.
 
-    Rules, as they are written in settings:
+    Rules, as they are written in settings::
+
         "paper": `dynamic(32, 8)`, the rule of JaColBERTv2.5 (arXiv 2407.20750, section 3.5).
         "dynamic(M, K)": the next multiple of M; where that appends fewer than K [MASK]s, exactly K.
         "jqara": the code of JQaRA's evaluator (hotchpotch/JQaRA: evaluator/reranker/

@@ -1,15 +1,17 @@
 """What can go wrong, as one tree.
 
-JaColBERTError
-├── InvalidInputError (also ValueError)              an argument or a document that cannot be used
-├── CheckpointError (also ValueError)                a model folder that cannot be read as a ColBERT
-├── OptionalDependencyError (also ImportError)       an extra that is not installed
-├── WorkerError                                      a process that encodes or tokenises has failed
-└── IndexFolderError
-    ├── IndexNotFoundError (also FileNotFoundError)  no index where one was named
-    ├── IndexCorruptError                            a file is missing, cut short or out of step
-    ├── IndexWriteError (also OSError)               the folder could not be written: disk full, no permission
-    └── IndexMismatchError                           made by another model or a newer format
+::
+
+    JaColBERTError
+    ├── InvalidInputError (also ValueError)              an argument or a document that cannot be used
+    ├── CheckpointError (also ValueError)                a model folder that cannot be read as a ColBERT
+    ├── OptionalDependencyError (also ImportError)       an extra that is not installed
+    ├── WorkerError                                      a process that encodes or tokenises has failed
+    └── IndexFolderError
+        ├── IndexNotFoundError (also FileNotFoundError)  no index where one was named
+        ├── IndexCorruptError                            a file is missing, cut short or out of step
+        ├── IndexWriteError (also OSError)               the folder could not be written: disk, permission
+        └── IndexMismatchError                           made by another model or a newer format
 """
 
 from __future__ import annotations

@@ -101,6 +101,8 @@ class StoreLoadOptions(StoreFields, LoadOptions, total=False):
 class JaColBERTVectorStore(ModelWithEngine, BasePydanticVectorStore):
     """A JaColBERT index as a LlamaIndex vector store, for `VectorStoreIndex` and `IngestionPipeline`.
 
+    For example::
+
         store = JaColBERTVectorStore.from_pretrained()
         index = VectorStoreIndex.from_vector_store(store, embed_model=NoEmbedding())
         index.as_retriever(similarity_top_k=3, vector_store_query_mode="hybrid", filters=filters)

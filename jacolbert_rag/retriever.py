@@ -263,7 +263,7 @@ class JaColBERTRetriever:
         """Store documents; one whose id is there already is replaced.
 
         Args:
-            documents: texts, whose ids are made from their content, or `Document`s.
+            documents: texts, whose ids are made from their content, or `Document` objects.
             split: store documents that are longer than the model reads as chunks of whole sentences; see
                 `jacolbert_rag.encode.splitter.Splitter.documents` for their ids and metadata. With or without
                 it, what an earlier version of a document left, chunks or the whole, is deleted when the new
@@ -713,7 +713,7 @@ class JaColBERTRetriever:
 
         Args:
             query: any text.
-            documents: texts or `Document`s.
+            documents: texts or `Document` objects.
             k: how many to keep; None keeps all.
 
         Returns:

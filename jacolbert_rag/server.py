@@ -29,7 +29,7 @@ try:
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Query, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import Response
+    from fastapi.responses import JSONResponse, Response
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -54,10 +54,8 @@ SHUTDOWN_S = 5  # for requests that are under way
 BEARER = HTTPBearer(auto_error=False, description="the token that the server was started with")
 
 
-class AsciiJSON(Response):
+class AsciiJSON(JSONResponse):
     """JSON whose text is escaped: a document may hold half a surrogate pair, which UTF-8 cannot."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """See starlette."""

@@ -151,7 +151,9 @@ def test_the_llama_index_bot_of_one_section_without_a_model(demo_retriever: JaCo
     response = engine.query("まるべがE21と表示して動きません")
     assert response.source_nodes
     assert {node.metadata["section"] for node in response.source_nodes} == {"ロボット掃除機"}
-    passages = llama_index_bot.passages_of(demo_retriever, "まるべがE21と表示して動きません", response.source_nodes)
+    passages = llama_index_bot.passages_of(
+        demo_retriever, "まるべがE21と表示して動きません", response.source_nodes
+    )
     assert "[1]" in answering.extracted(passages)
 
 

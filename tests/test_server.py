@@ -211,6 +211,7 @@ def test_its_description_is_whole(client: TestClient) -> None:
 
 
 @pytest.mark.web
+@pytest.mark.filterwarnings("ignore::jacolbert_rag.errors.TruncationWarning")
 def test_generated_requests(engine: JaColBERTRetriever, tmp_path: Path) -> None:
     """schemathesis against the API's own description: nothing that it thinks of breaks the server."""
     engine.add([Document(f"s{i}", text) for i, text in enumerate(SENTENCES)])

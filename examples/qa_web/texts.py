@@ -26,6 +26,9 @@ class Texts:
     by_model: str
     nothing: str
     near: str
+    confidence: str
+    similarity: str
+    coverage: str
     thinking: str
     uncited: str
     model_down: str
@@ -71,6 +74,9 @@ JA = Texts(
     by_model="{} による回答。根拠の番号で原文を確かめられます。",
     nothing="該当なし。この質問に答える文書は見つかりませんでした。言葉を変えるか、探す範囲を広げてください。",
     near="近い文書（答えとは限りません）",
+    confidence="確からしさ",
+    similarity="意味の近さ",
+    coverage="言葉の一致",
     thinking="回答を書いています…",
     uncited="この回答には根拠の番号がありません。下の資料で確かめてください。",
     model_down="言語モデルに届きませんでした（{}）。代わりに、資料から抜き出した文を示します。",
@@ -116,6 +122,9 @@ EN = Texts(
     by_model="Answered by {}. Follow the numbers to the original text.",
     nothing="Nothing found: no document answers this question. Use other words, or search in all documents.",
     near="What comes near (and may be no answer)",
+    confidence="confidence",
+    similarity="similarity",
+    coverage="coverage",
     thinking="Writing an answer…",
     uncited="This answer names no sources. Check it with the ones below.",
     model_down="The language model cannot be reached ({}). Here are sentences of the documents instead.",

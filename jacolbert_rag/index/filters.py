@@ -1,18 +1,18 @@
 """Conditions on metadata, as values and as dicts, and asked of one document.
 
-A stored value is JSON. Texts compare by code point, so dates are best stored as ISO 8601. The operators:
+A stored value is JSON. Texts compare by code point, so dates are best stored as ISO 8601. The operators::
 
-| operator | value of the condition | holds for a stored value that |
-|---|---|---|
-| `==`, `!=` | JSON | equals it: 1 is 1.0, but neither true nor "1"; does not, or is missing |
-| `>`, `>=`, `<`, `<=` | number or text | is more than it, ... |
-| `in`, `nin` | list | equals one of the list; equals none, or is missing |
-| `any`, `all` | list | is a list that shares a value with it; that has all of its values |
-| `contains` | JSON | is a list with this value, or a text with this text in it |
-| `text_match` | text | is a text with this one in it, once both are in NFKC |
-| `text_match_insensitive` | text | the same, once case is folded, too |
-| `is_empty` | True (or None), False | is missing, null, "" or []; is none of these |
-| `exists` | True, False | is there, if only as null; is missing |
+    | operator | value of the condition | holds for a stored value that |
+    |---|---|---|
+    | `==`, `!=` | JSON | equals it: 1 is 1.0, but neither true nor "1"; does not, or is missing |
+    | `>`, `>=`, `<`, `<=` | number or text | is more than it, ... |
+    | `in`, `nin` | list | equals one of the list; equals none, or is missing |
+    | `any`, `all` | list | is a list that shares a value with it; that has all of its values |
+    | `contains` | JSON | is a list with this value, or a text with this text in it |
+    | `text_match` | text | is a text with this one in it, once both are in NFKC |
+    | `text_match_insensitive` | text | the same, once case is folded, too |
+    | `is_empty` | True (or None), False | is missing, null, "" or []; is none of these |
+    | `exists` | True, False | is there, if only as null; is missing |
 
 A missing value matches nothing unless the table says so. Null is a value to `==`, `!=`, `in`, `nin`,
 `is_empty` and `exists`; no other operator matches it.
