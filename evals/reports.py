@@ -153,7 +153,8 @@ def print_notes(results: Sequence[Result]) -> None:
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Each dataset's notes, once."""
-    return list(dict.fromkeys(f"{each.dataset}: {note}" for each in results for note in each.notes))
+    named = ((f"{each.dataset}: ", note) for each in results for note in each.notes)
+    return list(dict.fromkeys(name + note.removeprefix(name) for name, note in named))
 
 
 def print_missing(jobs: Sequence[Job]) -> None:

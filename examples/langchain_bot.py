@@ -45,7 +45,9 @@ def make_answer(model: BaseChatModel | None) -> Runnable[dict[str, Any], str]:
     """{"question", "passages"} -> an answer, streamed by a model, or extracted where there is none."""
     if model is None:
         return RunnableLambda(lambda given: answering.extracted(given["passages"]))
-    ask = RunnableLambda(lambda given: answering.messages(given["question"], given["passages"]))
+    ask: Runnable[dict[str, Any], Any] = RunnableLambda(
+        lambda given: answering.messages(given["question"], given["passages"])
+    )
     return RunnableBranch(
         (lambda given: not given["passages"], RunnableLambda(lambda _: NOTHING)),
         ask | model | StrOutputParser(),

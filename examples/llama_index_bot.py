@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import ChatPromptTemplate
@@ -101,15 +102,14 @@ def main() -> None:
     response = make_engine(retriever, llm, told.section).query(told.question)
     passages = passages_of(retriever, told.question, response.source_nodes)
 
-    if llm is None or not passages:
-        answer = answering.extracted(passages)
-        print(answer)
-    else:
-        answer = ""
+    answer = ""
+    if passages and isinstance(response, StreamingResponse):
         for part in response.response_gen:
             print(part, end="", flush=True)
             answer += part
         print()
+    else:
+        print(answering.extracted(passages))
     for number in answering.cited(answer, passages)[1] if llm else range(1, len(passages) + 1):
         print(f"  [{number}] {passages[number - 1].title}  ({passages[number - 1].id})")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -25,6 +26,10 @@ Uint16Array: TypeAlias = npt.NDArray[np.uint16]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 DETAILS_KEY = "jacolbert"  # metadata key of `Hit.details` in what adapters return
+
+
+# Control characters but line breaks and tabs, and what turns the direction of writing.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ class Highlight:
         from rich.text import Text
 
         return Text.assemble(
-            *((_shown(part), style if is_marked else "") for part, is_marked in self._parts(whole=whole))
+            *((printable(part), style if is_marked else "") for part, is_marked in self._parts(whole=whole))
         )
 
     def _parts(self, *, whole: bool) -> Iterator[tuple[str, bool]]:
@@ -169,9 +174,9 @@ class Highlight:
             yield self.text[at:stop], False
 
 
-def _shown(text: str) -> str:
-    """The text with what would steer a terminal as spaces: escape sequences, directions, half surrogates."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+def printable(text: str) -> str:
+    """The text for a terminal, as long as it is: what would steer one as spaces, half surrogates as ?."""
+    return _STEERING.sub(" ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 @dataclass(frozen=True)

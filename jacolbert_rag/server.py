@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -502,11 +503,14 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # who calls from now on waits for an answer
     except OSError as error:
         listener.close()
         raise InvalidInputError(
             f"{host}:{port} cannot be listened at ({error}). Pass another --port."
         ) from error
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    sys.stderr.write(f"http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)\n")
     log = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     log["handlers"]["access"]["stream"] = "ext://sys.stderr"
     config = uvicorn.Config(app, log_config=log, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False)

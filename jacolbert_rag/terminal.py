@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jacolbert_rag.datatypes import Hit
+from jacolbert_rag.datatypes import Hit, printable
 
 if TYPE_CHECKING:
     from jacolbert_rag.doctor import Report
@@ -181,7 +181,7 @@ def print_stats(stats: Stats) -> None:
         "folder": stats.folder,
         "documents": f"{stats.n_documents:,}, and {stats.n_deleted:,} deleted",
         "token embeddings": f"{stats.n_tokens:,} of {stats.dim} dimensions as {stats.dtype}, "
-        f"{per_document:.0f} a document; pooled by {stats.pool_factor}; {stats.n_segments} segments",
+        f"{per_document:.0f} a document; pooled by {stats.pool_factor}; segments: {stats.n_segments}",
         "candidates": f"{stats.n_pooled:,} pooled vectors; {stats.n_unlisted:,} documents not listed"
         if stats.n_pooled
         else "none: every search is exact",
@@ -197,9 +197,3 @@ def print_stats(stats: Stats) -> None:
 
 def _figures(hit: Hit) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in hit.scores.items())
-
-
-def printable(text: str) -> str:
-    """The text with what no terminal can show replaced."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in shown)

@@ -423,3 +423,20 @@ def test_documents_do_not_steer_a_terminal(tiny_model: Path, tmp_path: Path) -> 
         shown = run(*args).stdout
         assert "富士山は" in shown
         assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+
+
+def test_a_server_says_where_it_is(index: Path) -> None:
+    import urllib.request
+
+    command = [sys.executable, "-m", "jacolbert_rag.cli", "serve", str(index), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = next(line for line in process.stderr if line.startswith("http")).split()[0]
+            with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
+                assert json.loads(answer.read())["documents"] == 10
+        finally:
+            process.terminate()
+            out, _ = process.communicate(timeout=30)
+    assert out == ""
+    assert process.returncode == 0

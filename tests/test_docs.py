@@ -61,8 +61,8 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
     module, *args = command
-    if module.startswith("examples."):
-        # These are argparse's: whether --help names the options.
+    if module.startswith(("examples.", "training.")):
+        # These have no typer: whether --help names the options.
         done = subprocess.run(
             [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -377,7 +377,10 @@ def check(found: Highlight, query: str) -> None:
     assert unescape(re.sub("</?mark>", "", found.html())) == found.text
     assert unescape(re.sub("</?mark>", "", found.html(whole=False))) == found.best_sentence
     assert found.html().count("<mark>") == len(found.marks)
-    assert found.rich().plain == found.text
+    shown = found.rich().plain
+    assert len(shown) == len(found.text)
+    for before, after in zip(found.text, shown, strict=True):
+        assert after == (" " if before in "\0\u2028" else "?" if "\ud800" <= before <= "\udfff" else before)
     json.dumps(Hit(Document("d", found.text), 1.0, {"similarity": 0.5}, found).details())
 
 

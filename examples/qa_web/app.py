@@ -257,8 +257,8 @@ def make_app(
                 turn = bot.ask(question, source, texts)
             except InvalidInputError as error:
                 problem = str(error)
-        values = {"turn": turn, "question": question, "source": source, "problem": problem}
-        return render("turn.html" if is_part(request) else "page.html", texts, **values)
+        template = "turn.html" if is_part(request) else "page.html"
+        return render(template, texts, turn=turn, question=question, source=source, problem=problem)
 
     @app.get("/answer/{id}")
     async def answer(id: str, lang: str = JA.code) -> Response:
@@ -282,8 +282,9 @@ def make_app(
         def tell(said: list[tuple[str, bool]], status: int = 200) -> HTMLResponse:
             if is_part(request):
                 return render("added.html", texts, status, said=said, source=source)
-            values = {"turn": None, "question": "", "source": source, "problem": ""}
-            return render("page.html", texts, status, said=said, **values)
+            return render(
+                "page.html", texts, status, said=said, turn=None, question="", source=source, problem=""
+            )
 
         if not is_own(request):
             return tell([(texts.refused, False)], 403)
@@ -358,5 +359,5 @@ async def over(texts: Texts) -> AsyncIterator[bytes]:
 
 def event(name: str, html: Markup) -> bytes:
     """One event of the stream."""
-    lines = "".join(f"data: {line}\n" for line in html.splitlines() or [""])
+    lines = "".join(f"data: {line}\n" for line in html.splitlines() or [Markup("")])
     return f"event: {name}\n{lines}\n".encode("utf-8", "replace")

@@ -14,9 +14,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import httpx
 from openai import AsyncOpenAI, OpenAIError
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
 
 CONNECT_S = 5.0
 MAX_RETRIES = 2  # of a request that was refused or lost, within the same time
@@ -81,7 +85,7 @@ class ChatModel:
             async with client, asyncio.timeout(self.timeout_s):
                 parts = await client.chat.completions.create(
                     model=self.name,
-                    messages=messages,  # type: ignore[arg-type]
+                    messages=cast("list[ChatCompletionMessageParam]", messages),
                     stream=True,
                 )
                 async for part in parts:
