@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -439,4 +440,4 @@ def test_a_server_says_where_it_is(index: Path) -> None:
             process.terminate()
             out, _ = process.communicate(timeout=30)
     assert out == ""
-    assert process.returncode == 0
+    assert process.returncode in (0, -signal.SIGTERM)  # ended in order, and says by what
