@@ -10,8 +10,8 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constrain
 demo: $(VENV)/.installed  ## build the demo index and ask five questions
 	$(RUN) -m examples.demo
 
-web: $(VENV)/.installed  ## ask the demo's documents in a browser, at http://127.0.0.1:8000
-	$(RUN) -m examples.qa_web
+web: $(VENV)/.installed  ## ask the demo's documents, or INDEX, in a browser, at http://127.0.0.1:8000 or PORT
+	$(RUN) -m examples.qa_web $(if $(PORT),--port $(PORT)) $(if $(INDEX),--index "$(INDEX)")
 
 test: $(VENV)/.installed  ## run the tests, but for those that take minutes, and those that need a browser
 	$(RUN) -m pytest -m "not slow and not web"

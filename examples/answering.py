@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NEARLY = 0.95  # of the best confidence
 NOTHING = "該当する文書は見つかりませんでした。"
 SYSTEM = """\
 あなたは社内文書の案内係です。資料だけを根拠に、日本語で簡潔に答えてください。
@@ -32,6 +33,7 @@ class Passage:
         title: of its document; may be empty.
         text: all of it.
         best: its sentence that answers best.
+        confidence: that it answers, from 0 to 1.
     """
 
     number: int
@@ -39,6 +41,7 @@ class Passage:
     title: str
     text: str
     best: str
+    confidence: float = 1.0
 
 
 def new_mark() -> str:
@@ -56,14 +59,27 @@ def messages(question: str, passages: Sequence[Passage]) -> list[dict[str, str]]
     ]
 
 
-def extracted(passages: Sequence[Passage]) -> str:
-    """An answer without a model: the best sentence of each passage, with its number.
+def worth_quoting(passages: Sequence[Passage]) -> list[Passage]:
+    """The first passage, and those nearly as certain to answer."""
+    return [p for p in passages if p.confidence >= NEARLY * passages[0].confidence]
 
-    What it quotes may look like a citation, so it is never read for some: all passages are cited.
+
+def extracted(passages: Sequence[Passage]) -> str:
+    """An answer without a model: the best sentence of each passage worth quoting, with its number.
+
+    What it quotes may look like a citation, so it is never read for some: those passages are cited.
     """
     if not passages:
         return NOTHING
-    return "\n".join(f"{p.best or p.text} [{p.number}]" for p in passages)
+    return "\n".join(f"{p.best or p.text} [{p.number}]" for p in worth_quoting(passages))
+
+
+def footer(answer: str, passages: Sequence[Passage], *, by_model: bool) -> str:
+    """What a bot prints below an answer: the passages that it cites, and that no model wrote it."""
+    cites = cited(answer, passages)[1] if by_model else [p.number for p in worth_quoting(passages)]
+    shown = {p.number: f"  [{p.number}] {p.title}  ({p.id})" for p in passages}
+    note = [] if by_model or not passages else ["（抽出回答: 言語モデルは使っていません）"]
+    return "\n".join([*(shown[n] for n in cites), *note])
 
 
 def cited(answer: str, passages: Sequence[Passage]) -> tuple[str, list[int]]:

@@ -9,6 +9,7 @@ which needs `pip install langchain-openai`; without, the answer is the best sent
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
@@ -20,6 +21,7 @@ from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda
 from examples import answering
 from examples.answering import NOTHING, Passage
 from examples.demo import open_demo
+from jacolbert_rag import JaColBERTRetriever
 
 
 def passages_of(documents: list[Document]) -> list[Passage]:
@@ -31,6 +33,7 @@ def passages_of(documents: list[Document]) -> list[Passage]:
             title=document.metadata.get("title", ""),
             text=document.page_content,
             best=document.metadata["jacolbert"]["highlight"]["best_sentence"],
+            confidence=document.metadata["jacolbert"]["scores"]["confidence"],
         )
         for n, document in enumerate(documents, start=1)
     ]
@@ -60,6 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("question")
+    parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
     parser.add_argument("--model", help="as the server calls it")
     parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
     parser.add_argument("--api-key", default="-", help="where the server asks for one")
@@ -70,7 +74,9 @@ def main() -> None:
         from langchain_openai import ChatOpenAI
 
         model = ChatOpenAI(model=told.model, base_url=told.base_url, api_key=told.api_key)
-    retriever = open_demo().as_langchain(k=4, mode="hybrid", highlight=True, abstain=True)
+    engine = JaColBERTRetriever.open(told.index) if told.index else open_demo()
+    can_abstain = engine.calibration is not None
+    retriever = engine.as_langchain(k=4, mode="hybrid", highlight=True, abstain=can_abstain)
 
     passages = make_search(retriever).invoke(told.question)
     answer = ""
@@ -78,8 +84,7 @@ def main() -> None:
         print(part, end="", flush=True)
         answer += part
     print()
-    for number in answering.cited(answer, passages)[1] if model else range(1, len(passages) + 1):
-        print(f"  [{number}] {passages[number - 1].title}  ({passages[number - 1].id})")
+    print(answering.footer(answer, passages, by_model=model is not None))
 
 
 if __name__ == "__main__":

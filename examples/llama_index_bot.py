@@ -9,6 +9,7 @@ which needs `pip install llama-index-llms-openai-like`; without, the answer is t
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import StreamingResponse
@@ -24,6 +25,7 @@ from examples import answering
 from examples.answering import Passage
 from examples.demo import open_demo
 from jacolbert_rag import JaColBERTRetriever
+from jacolbert_rag.index.filters import Ids
 from jacolbert_rag.llama_index import JaColBERTRerank
 
 N_FOUND, N_READ = 20, 4
@@ -51,7 +53,10 @@ class Numbered(BaseNodePostprocessor):
 def make_engine(retriever: JaColBERTRetriever, llm: LLM | None, section: str | None) -> RetrieverQueryEngine:
     """Full-text search finds, JaColBERT orders, and a model answers where there is one."""
     found = retriever.as_llama_index(
-        k=N_FOUND, mode="hybrid", filters={"section": section} if section else None, abstain=True
+        k=N_FOUND,
+        mode="hybrid",
+        filters={"section": section} if section else None,
+        abstain=retriever.calibration is not None,
     )
     mark = answering.new_mark()
     template = ChatPromptTemplate(
@@ -73,13 +78,17 @@ def make_engine(retriever: JaColBERTRetriever, llm: LLM | None, section: str | N
 
 def passages_of(retriever: JaColBERTRetriever, question: str, nodes: list[NodeWithScore]) -> list[Passage]:
     """What the engine read, numbered, with the sentence of each that answers best."""
-    hits = retriever.rerank(question, retriever.get([each.node.node_id for each in nodes]))
-    by_id = {hit.id: hit for hit in retriever.highlight(question, hits)}
+    if not nodes:
+        return []
+    read = Ids(frozenset(each.node.node_id for each in nodes))
+    hits = retriever.search(question, len(nodes), mode="hybrid", filter=read, highlight=True)
+    by_id = {hit.id: hit for hit in hits}
     passages = []
     for n, each in enumerate(nodes, start=1):
         hit = by_id[each.node.node_id]
         best = hit.highlight.best_sentence if hit.highlight is not None else ""
-        passages.append(Passage(n, hit.id, hit.document.title, hit.text, best))
+        confidence = hit.scores["confidence"]
+        passages.append(Passage(n, hit.id, hit.document.title, hit.text, best, confidence))
     return passages
 
 
@@ -87,6 +96,7 @@ def main() -> None:
     """Ask the demo's documents."""
     parser = argparse.ArgumentParser(description="Ask the demo's documents.")
     parser.add_argument("question")
+    parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
     parser.add_argument("--section", help="only documents of this section")
     parser.add_argument("--model", help="as the server calls it")
     parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
@@ -98,7 +108,7 @@ def main() -> None:
         from llama_index.llms.openai_like import OpenAILike
 
         llm = OpenAILike(model=told.model, api_base=told.base_url, api_key=told.api_key, is_chat_model=True)
-    retriever = open_demo()
+    retriever = JaColBERTRetriever.open(told.index) if told.index else open_demo()
     response = make_engine(retriever, llm, told.section).query(told.question)
     passages = passages_of(retriever, told.question, response.source_nodes)
 
@@ -110,8 +120,7 @@ def main() -> None:
         print()
     else:
         print(answering.extracted(passages))
-    for number in answering.cited(answer, passages)[1] if llm else range(1, len(passages) + 1):
-        print(f"  [{number}] {passages[number - 1].title}  ({passages[number - 1].id})")
+    print(answering.footer(answer, passages, by_model=llm is not None))
 
 
 if __name__ == "__main__":

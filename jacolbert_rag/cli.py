@@ -49,6 +49,9 @@ def index(
     model: Annotated[
         str | None, typer.Option(help="Model folder or hub id; the bundled model where none is named.")
     ] = None,
+    prune: Annotated[
+        bool, typer.Option(help="Delete what files of the named folders said that are no longer there.")
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option(help="Find below which confidence nothing answers, for search --abstain.")
     ] = False,
@@ -57,7 +60,7 @@ def index(
 
     A text file (UTF-8) is a document, and so is each section of a Markdown file. What such a file said when
     it was last indexed and no longer says is removed; documents of JSON lines, and of files that are no
-    longer there, stay.
+    longer there, stay; --prune deletes the latter.
     """
     from rich.console import Console
 
@@ -67,6 +70,7 @@ def index(
 
     console = Console(stderr=True)
     with _errors_for_people():
+        files = list(sources.files_of([path for path in paths if str(path) != STDIN]))
         exists = layout.exists(out)
         if exists and model is None:
             retriever = JaColBERTRetriever.load(out)
@@ -74,7 +78,6 @@ def index(
             retriever = JaColBERTRetriever.from_pretrained(model, index=out if exists else None)
         if not exists:
             retriever.save(out)  # fails now, not after an hour of encoding, where it cannot be written
-        files = list(sources.files_of([path for path in paths if str(path) != STDIN]))
         given = [document for path in files for document in sources.documents_of(path)]
         if any(str(path) == STDIN for path in paths):
             given += sources.read_json_lines("standard input", _lines())
@@ -84,17 +87,25 @@ def index(
         touched = {*retriever.upsert(documents, split=True, progress=True), *(before - set(retriever.ids()))}
         names = [sources.name_of(path) for path in files if sources.is_text(path)]
         retriever.delete(_former(names, ids, retriever))
+        if prune:
+            retriever.delete(_gone([path for path in paths if path.is_dir()], names, retriever))
+        n_documents = len(retriever)
         if n_empty := len(given) - len(documents):
             console.print(f"{n_empty} documents without text were left out.")
         # A chunk's id is its document's, and # with what it says.
         n_changed = len({id if id in ids else id.rpartition("#")[0] for id in touched})
         n_same = len(documents) - n_changed
-        console.print(f"{n_changed} documents indexed, {n_same} unchanged: {out}", soft_wrap=True)
+        console.print(
+            f"{n_changed} documents indexed, {n_same} unchanged: {out} has {n_documents} now.", soft_wrap=True
+        )
         if calibrate:
             try:
                 retriever.calibrate(progress=True)
             except InvalidInputError as error:  # a small corpus is indexed all the same
-                console.print(f"Note: not calibrated. {error}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"Note: not calibrated, since {n_documents} documents are too few. {error}",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
         retriever.close()
 
 
@@ -318,6 +329,19 @@ def _former(names: Sequence[str], current: Container[str], retriever: JaColBERTR
         for document in retriever.get([source, *retriever.ids(f"{source}#")])
         # The source is compared, since another file's name may begin like this one's sections.
         if document.metadata.get("source") == source and (parent_of(document) or document.id) not in current
+    ]
+
+
+def _gone(folders: Sequence[Path], names: Sequence[str], retriever: JaColBERTRetriever) -> list[str]:
+    """Ids of what text files below these folders said that are no longer there."""
+    from jacolbert_rag import sources
+
+    below = tuple(f"{sources.name_of(folder)}/" for folder in folders)
+    found = ((document.id, document.metadata.get("source")) for document in retriever.documents())
+    return [
+        id
+        for id, name in found
+        if isinstance(name, str) and name.startswith(below) and name not in set(names)
     ]
 
 

@@ -507,7 +507,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     except OSError as error:
         listener.close()
         raise InvalidInputError(
-            f"{host}:{port} cannot be listened at ({error}). Pass another --port."
+            f"{host}:{port} cannot be served at ({error}). Pass another --port."
         ) from error
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     sys.stderr.write(f"http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)\n")

@@ -60,7 +60,8 @@ def documents_of(path: Path) -> Iterator[Document]:
                 yield from _read_text(path, file.read())
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise InvalidInputError(
-            f"{path} is not readable as UTF-8 text ({error}). Convert it to UTF-8, or pack it again."
+            f"{path} is not readable as UTF-8 text ({error}). Save it as UTF-8; of Shift_JIS: "
+            "iconv -f CP932 -t UTF-8."
         ) from error
 
 

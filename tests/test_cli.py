@@ -234,7 +234,7 @@ def test_bad_paths_are_named(tiny_model: Path, tmp_path: Path) -> None:
     for name, message in [
         ("a.pdf", "expected .jsonl"),
         ("nowhere.txt", "does not exist"),
-        ("sjis.txt", "Convert it to UTF-8"),
+        ("sjis.txt", "Save it as UTF-8"),
         ("empty", "holds no file of"),
     ]:
         result = run("index", tmp_path / name, "--out", tmp_path / "i", "--model", tiny_model, expected=2)
@@ -283,6 +283,24 @@ def test_as_a_program_data_goes_to_stdout_alone(index: Path) -> None:
         capture_output=True, check=True, env={"PYTHONIOENCODING": "utf-8", "PATH": ""},
     )  # fmt: skip
     assert len(json.loads(done.stdout.decode())) == 5
+
+
+def test_files_that_are_gone(tiny_model: Path, tmp_path: Path) -> None:
+    folder, other = tmp_path / "甲", tmp_path / "甲乙"
+    for each in (folder, other):
+        each.mkdir()
+        (each / "一.txt").write_text("一の本文。", encoding="utf-8")
+        (each / "二.md").write_text("# 題\n二の本文。", encoding="utf-8")
+    out = tmp_path / "i"
+    run("index", folder, other, "--out", out, "--model", tiny_model)
+    (folder / "二.md").unlink()
+    assert f"{out} has 4 now" in run("index", folder, "--out", out).stderr.replace("\n", "")
+    assert f"{out} has 3 now" in run("index", folder, "--out", out, "--prune").stderr.replace("\n", "")
+    left = set(JaColBERTRetriever.load(out).ids())
+    assert left == {f"{folder}/一.txt", f"{other}/一.txt", f"{other}/二.md#題"}
+    # A name that is wrong makes no index.
+    run("index", tmp_path / "無い", "--out", tmp_path / "new", "--model", tiny_model, expected=2)
+    assert not (tmp_path / "new").exists()
 
 
 # What is asked of an index besides.

@@ -71,6 +71,12 @@ def test_passages_are_fenced_by_a_line_that_none_can_know() -> None:
 def test_an_answer_without_a_model() -> None:
     assert answering.extracted(PASSAGES) == "領収書は5日までに出す。 [1]\n二。 [2]"
     assert answering.extracted([]) == NOTHING
+    unsure = [*PASSAGES, Passage(3, "c", "別", "三。", "三。", 0.3)]
+    assert answering.extracted(unsure) == answering.extracted(PASSAGES)
+    assert answering.footer("", unsure, by_model=False).splitlines() == [
+        "  [1] 経費  (a)", "  [2]   (b)", "（抽出回答: 言語モデルは使っていません）",
+    ]  # fmt: skip
+    assert answering.footer("三[3]。", unsure, by_model=True) == "  [3] 別  (c)"
 
 
 # LangChain.

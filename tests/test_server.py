@@ -179,7 +179,7 @@ def test_an_address_that_is_taken_and_names_of_a_proxy(engine: JaColBERTRetrieve
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InvalidInputError, match="cannot be listened at"):
+        with pytest.raises(InvalidInputError, match="cannot be served at"):
             server.run(engine, host="127.0.0.1", port=taken.getsockname()[1])
     assert server.allowed_hosts("0.0.0.0", ()) is None
     assert server.allowed_hosts("0.0.0.0", ["検索.test"]) == [*server.LOCAL_HOSTS, "0.0.0.0", "検索.test"]

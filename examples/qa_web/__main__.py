@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from examples.demo import open_demo
-from examples.qa_web.app import make_app
+from examples.qa_web.app import EXAMPLES, make_app
 from examples.qa_web.model import ChatModel, ModelError
 from jacolbert_rag import JaColBERTError, JaColBERTRetriever
 from jacolbert_rag.server import allowed_hosts, is_local, serve
@@ -20,7 +20,9 @@ from jacolbert_rag.server import allowed_hosts, is_local, serve
 
 def main() -> None:
     """Serve until the process is told to end."""
-    parser = argparse.ArgumentParser(description="A page that answers questions from documents.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.qa_web", description="A page that answers questions from documents."
+    )
     parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -31,11 +33,17 @@ def main() -> None:
         model = ChatModel.from_environment()
     except ModelError as error:
         parser.error(str(error))
-    retriever = JaColBERTRetriever.open(told.index) if told.index else open_demo()
-    print(f"{len(retriever)} documents; {model.name if model else 'no language model'}.", flush=True)
-    may_add = is_local(told.host) or told.allow_uploads
-    app = make_app(retriever, model, hosts=allowed_hosts(told.host, told.allow_host), may_add=may_add)
     try:
+        retriever = JaColBERTRetriever.open(told.index) if told.index else open_demo()
+        print(f"{len(retriever)} documents; {model.name if model else 'no language model'}.", flush=True)
+        may_add = is_local(told.host) or told.allow_uploads
+        app = make_app(
+            retriever,
+            model,
+            hosts=allowed_hosts(told.host, told.allow_host),
+            may_add=may_add,
+            examples=() if told.index else EXAMPLES,
+        )
         serve(app, told.host, told.port)
     except JaColBERTError as error:
         parser.error(str(error))

@@ -42,7 +42,7 @@ SHOWN_EVERY_S = 0.05  # while an answer is written
 CALIBRATED_FROM = 50  # documents: below, there is too little to find a threshold in
 EXAMPLES = (
     "在宅勤務は週に何日までできますか？",
-    "大阪に出張するとき、ホテル代は1泊いくらまで出ますか？",
+    "間違って消してしまった共有フォルダのファイルは元に戻せますか？",
     "まるべがE21と表示して動きません",
 )
 HEADERS = {
@@ -148,7 +148,7 @@ def source_of(metadata: Any) -> str:
 def passage_of(number: int, hit: Hit) -> Passage:
     """A hit as the bots read it."""
     best = hit.highlight.best_sentence if hit.highlight is not None else ""
-    return Passage(number, hit.id, hit.document.title, hit.text, best)
+    return Passage(number, hit.id, hit.document.title, hit.text, best, hit.scores["confidence"])
 
 
 def _threshold(retriever: JaColBERTRetriever) -> float:
@@ -162,9 +162,10 @@ def _threshold(retriever: JaColBERTRetriever) -> float:
 
 
 def quoted(passages: Sequence[Passage], turn: str, texts: Texts) -> Markup:
-    """The best sentence of each passage as HTML, with a link to it; what it quotes is no citation."""
+    """The best sentences as HTML, each with a link to its passage; what they quote is no citation."""
     return Markup("\n").join(
-        escape(f"{each.best or each.text} ") + citation(each.number, turn, texts) for each in passages
+        escape(f"{each.best or each.text} ") + citation(each.number, turn, texts)
+        for each in answering.worth_quoting(passages)
     )
 
 
@@ -200,6 +201,7 @@ def make_app(
     *,
     hosts: Sequence[str] | None = LOCAL_HOSTS,
     may_add: bool = True,
+    examples: Sequence[str] = EXAMPLES,
 ) -> FastAPI:
     """The page.
 
@@ -208,6 +210,7 @@ def make_app(
         model: writes answers; None shows sentences of the documents.
         hosts: names by which the page may be called; None is any.
         may_add: whether whoever can call it may add documents.
+        examples: questions to try.
     """
     bot = Bot(retriever, model)
     pages = Environment(
@@ -216,7 +219,7 @@ def make_app(
     )  # fmt: skip
     pages.globals.update(
         source_of=source_of, max_question=MAX_QUESTION, max_file=MAX_FILE, max_files=MAX_FILES,
-        kinds=",".join(READERS), examples=EXAMPLES, may_add=may_add, quoted=quoted,
+        kinds=",".join(READERS), examples=examples, may_add=may_add, quoted=quoted,
     )  # fmt: skip
     app = FastAPI(openapi_url=None)
     app.add_middleware(LimitedBody, max_bytes=MAX_FILES * MAX_FILE + 2**20)
