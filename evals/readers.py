@@ -116,7 +116,7 @@ def small_corpus(files: Files, base: Path | None) -> Converted:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DatasetError(
             f"{path}: expected an object with a list of passage ids for each query of {task.name} "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error}). Download it again, or name its place in evals/catalog.py."
         ) from error
     named |= {id for judged in task.qrels.values() for id, grade in judged.items() if grade > 0}
     kept = [document for document in task.documents if document.id in named]

@@ -109,17 +109,12 @@ def _lengths_of(place: Place, rules: Sequence[str], model: str | None, limit: in
 
 def _exact_values(engine: Any, task: Task) -> Any:
     """(n,) the measure of each query."""
-    from evals import metrics
-    from jacolbert_rag.index.filters import Ids
+    from evals import jacolbert, metrics
 
-    if task.candidates is None:
-        hits = engine.search_many(list(task.queries.values()), K, exact=True)
-    else:
-        hits = [
-            engine.search(query, K, exact=True, filter=Ids(frozenset(task.candidates[id])))
-            for id, query in task.queries.items()
-        ]
-    run = {id: {hit.id: hit.score for hit in found} for id, found in zip(task.queries, hits, strict=True)}
+    system = jacolbert.JaColBERT(engine, jacolbert.EXACT_NAME)
+    among = None if task.candidates is None else [task.candidates[id] for id in task.queries]
+    found = system.search_many(list(task.queries.values()), K, among)
+    run = dict(zip(task.queries, found, strict=True))
     return np.array(list(metrics.per_query(task.qrels, run, [MEASURE])[MEASURE].values()))
 
 

@@ -6,10 +6,14 @@ cites is compared with what it was shown.
 
 from __future__ import annotations
 
+import argparse
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from jacolbert_rag import Hit
 
 NEARLY = 0.95  # of the best confidence
 NOTHING = "該当する文書は見つかりませんでした。"
@@ -44,6 +48,12 @@ class Passage:
     confidence: float = 1.0
 
 
+def passage_of(number: int, hit: Hit) -> Passage:
+    """A hit of hybrid search with its highlight, numbered."""
+    best = hit.highlight.best_sentence if hit.highlight is not None else ""
+    return Passage(number, hit.id, hit.document.title, hit.text, best, hit.scores["confidence"])
+
+
 def new_mark() -> str:
     """A line between passages, which no document can have: it is new each time."""
     return f"=== 資料 {secrets.token_hex(8)} ==="
@@ -57,6 +67,21 @@ def messages(question: str, passages: Sequence[Passage]) -> list[dict[str, str]]
         {"role": "system", "content": SYSTEM.format(mark=mark)},
         {"role": "user", "content": f"{shown}\n{mark}\n\n質問: {question}"},
     ]
+
+
+def make_parser(about: str | None) -> argparse.ArgumentParser:
+    """What every bot is asked on a command line: a question, of which index, and by which model.
+
+    Args:
+        about: the bot's docstring.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question")
+    parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
+    parser.add_argument("--model", help="as the server calls it")
+    parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
+    parser.add_argument("--api-key", default="-", help="where the server asks for one")
+    return parser
 
 
 def worth_quoting(passages: Sequence[Passage]) -> list[Passage]:

@@ -52,6 +52,11 @@ def open_demo() -> JaColBERTRetriever:
     return retriever
 
 
+def open_index(folder: Path | None) -> JaColBERTRetriever:
+    """The index of a folder; the demo's where none is named."""
+    return JaColBERTRetriever.open(folder) if folder is not None else open_demo()
+
+
 def main() -> None:
     """Build the index, ask, and say how to go on."""
     console = Console()

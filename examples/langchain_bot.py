@@ -8,8 +8,6 @@ which needs `pip install langchain-openai`; without, the answer is the best sent
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
@@ -20,8 +18,7 @@ from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda
 
 from examples import answering
 from examples.answering import NOTHING, Passage
-from examples.demo import open_demo
-from jacolbert_rag import JaColBERTRetriever
+from examples.demo import open_index
 
 
 def passages_of(documents: list[Document]) -> list[Passage]:
@@ -59,22 +56,14 @@ def make_answer(model: BaseChatModel | None) -> Runnable[dict[str, Any], str]:
 
 def main() -> None:
     """Ask the demo's documents."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("question")
-    parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
-    parser.add_argument("--model", help="as the server calls it")
-    parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
-    parser.add_argument("--api-key", default="-", help="where the server asks for one")
-    told = parser.parse_args()
+    told = answering.make_parser(__doc__).parse_args()
 
     model = None
     if told.model:
         from langchain_openai import ChatOpenAI
 
         model = ChatOpenAI(model=told.model, base_url=told.base_url, api_key=told.api_key)
-    engine = JaColBERTRetriever.open(told.index) if told.index else open_demo()
+    engine = open_index(told.index)
     can_abstain = engine.calibration is not None
     retriever = engine.as_langchain(k=4, mode="hybrid", highlight=True, abstain=can_abstain)
 

@@ -8,9 +8,6 @@ which needs `pip install llama-index-llms-openai-like`; without, the answer is t
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.llms import LLM, MockLLM
@@ -23,7 +20,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 
 from examples import answering
 from examples.answering import Passage
-from examples.demo import open_demo
+from examples.demo import open_index
 from jacolbert_rag import JaColBERTRetriever
 from jacolbert_rag.index.filters import Ids
 from jacolbert_rag.llama_index import JaColBERTRerank
@@ -83,24 +80,13 @@ def passages_of(retriever: JaColBERTRetriever, question: str, nodes: list[NodeWi
     read = Ids(frozenset(each.node.node_id for each in nodes))
     hits = retriever.search(question, len(nodes), mode="hybrid", filter=read, highlight=True)
     by_id = {hit.id: hit for hit in hits}
-    passages = []
-    for n, each in enumerate(nodes, start=1):
-        hit = by_id[each.node.node_id]
-        best = hit.highlight.best_sentence if hit.highlight is not None else ""
-        confidence = hit.scores["confidence"]
-        passages.append(Passage(n, hit.id, hit.document.title, hit.text, best, confidence))
-    return passages
+    return [answering.passage_of(n, by_id[each.node.node_id]) for n, each in enumerate(nodes, start=1)]
 
 
 def main() -> None:
     """Ask the demo's documents."""
-    parser = argparse.ArgumentParser(description="Ask the demo's documents.")
-    parser.add_argument("question")
-    parser.add_argument("--index", type=Path, help="folder of an index; the demo's where not given")
+    parser = answering.make_parser(__doc__)
     parser.add_argument("--section", help="only documents of this section")
-    parser.add_argument("--model", help="as the server calls it")
-    parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
-    parser.add_argument("--api-key", default="-", help="where the server asks for one")
     told = parser.parse_args()
 
     llm = None
@@ -108,7 +94,7 @@ def main() -> None:
         from llama_index.llms.openai_like import OpenAILike
 
         llm = OpenAILike(model=told.model, api_base=told.base_url, api_key=told.api_key, is_chat_model=True)
-    retriever = JaColBERTRetriever.open(told.index) if told.index else open_demo()
+    retriever = open_index(told.index)
     response = make_engine(retriever, llm, told.section).query(told.question)
     passages = passages_of(retriever, told.question, response.source_nodes)
 

@@ -338,10 +338,9 @@ def _gone(folders: Sequence[Path], names: Sequence[str], retriever: JaColBERTRet
 
     below = tuple(f"{sources.name_of(folder)}/" for folder in folders)
     found = ((document.id, document.metadata.get("source")) for document in retriever.documents())
+    there = set(names)
     return [
-        id
-        for id, name in found
-        if isinstance(name, str) and name.startswith(below) and name not in set(names)
+        id for id, name in found if isinstance(name, str) and name.startswith(below) and name not in there
     ]
 
 

@@ -258,8 +258,8 @@ def test_bots_answer_from_the_command_line(
     name: str, demo_retriever: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     module = {m.__name__: m for m in (langchain_bot, llama_index_bot, rerank_existing)}[f"examples.{name}"]
-    if hasattr(module, "open_demo"):
-        monkeypatch.setattr(module, "open_demo", lambda: demo_retriever)
+    if hasattr(module, "open_index"):
+        monkeypatch.setattr(module, "open_index", lambda folder: demo_retriever)
     monkeypatch.setattr(sys, "argv", [name, QUESTION])
     module.main()
     said = capsys.readouterr().out

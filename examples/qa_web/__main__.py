@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from examples.demo import open_demo
+from examples.demo import open_index
 from examples.qa_web.app import EXAMPLES, make_app
 from examples.qa_web.model import ChatModel, ModelError
-from jacolbert_rag import JaColBERTError, JaColBERTRetriever
+from jacolbert_rag import JaColBERTError
 from jacolbert_rag.server import allowed_hosts, is_local, serve
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     except ModelError as error:
         parser.error(str(error))
     try:
-        retriever = JaColBERTRetriever.open(told.index) if told.index else open_demo()
+        retriever = open_index(told.index)
         print(f"{len(retriever)} documents; {model.name if model else 'no language model'}.", flush=True)
         may_add = is_local(told.host) or told.allow_uploads
         app = make_app(

@@ -23,11 +23,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from examples import answering
 from examples.answering import Passage
+from examples.demo import QUESTIONS
 from examples.index_folder import READERS, read_document
 from examples.qa_web.model import ChatModel, ModelError
 from examples.qa_web.texts import JA, LANGUAGES, Texts
 from jacolbert_rag import Hit, InvalidInputError, JaColBERTError, JaColBERTRetriever
-from jacolbert_rag.server import LOCAL_HOSTS, LimitedBody
+from jacolbert_rag.server import LOCAL_HOSTS, MAX_TEXT, LimitedBody
 
 LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -35,16 +36,11 @@ N_PASSAGES = 4
 MAX_QUESTION = 2_000  # characters
 MAX_FILE = 10 * 2**20  # bytes
 MAX_FILES = 10  # at once
-MAX_TEXT = 2_000_000  # characters of a file: a small one may unpack to a large text
 MAX_SOURCES = 200  # in the list to choose from
 MAX_WAITING = 256  # questions whose answer nobody has asked for yet
 SHOWN_EVERY_S = 0.05  # while an answer is written
 CALIBRATED_FROM = 50  # documents: below, there is too little to find a threshold in
-EXAMPLES = (
-    "在宅勤務は週に何日までできますか？",
-    "間違って消してしまった共有フォルダのファイルは元に戻せますか？",
-    "まるべがE21と表示して動きません",
-)
+EXAMPLES = tuple(QUESTIONS[i] for i in (0, 2, 3))  # those of the demo that it answers for certain
 HEADERS = {
     # Nothing of the page is from elsewhere, and nothing of a document can become a script.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -105,7 +101,9 @@ class Bot:
         took_ms = 1_000 * (time.perf_counter() - start)
         # What `abstain=True` would return nothing for is shown below, as what it may be.
         is_answered = bool(hits) and hits[0].scores["confidence"] >= self.threshold
-        passages = [passage_of(n, hit) for n, hit in enumerate(hits, start=1)] if is_answered else []
+        passages = (
+            [answering.passage_of(n, hit) for n, hit in enumerate(hits, start=1)] if is_answered else []
+        )
         id = secrets.token_hex(8)
         answer: Markup | None = None
         notice = texts.extracted
@@ -129,7 +127,7 @@ class Bot:
         document = read_document(name, data)
         if document is None:
             return texts.no_text.format(name), False
-        if len(document.text) > MAX_TEXT:
+        if len(document.text) > MAX_TEXT:  # a small file may unpack to a large text
             return texts.too_long.format(name, f"{MAX_TEXT:,}"), False
         try:
             self.retriever.upsert([document], split=True)
@@ -143,12 +141,6 @@ class Bot:
 def source_of(metadata: Any) -> str:
     """Where a document is from: its file, or the section of the handbook."""
     return str(metadata.get("source") or metadata.get("section") or "")
-
-
-def passage_of(number: int, hit: Hit) -> Passage:
-    """A hit as the bots read it."""
-    best = hit.highlight.best_sentence if hit.highlight is not None else ""
-    return Passage(number, hit.id, hit.document.title, hit.text, best, hit.scores["confidence"])
 
 
 def _threshold(retriever: JaColBERTRetriever) -> float:
@@ -330,25 +322,20 @@ async def written(model: ChatModel, turn: Turn, texts: Texts) -> AsyncIterator[b
     """Events: the answer so far, as often as people can read it; what is to be said about it; the end."""
     start = shown_at = time.perf_counter()
     answer, notice = "", texts.by_model.format(model.name)
-    html = Markup("")
     try:
         async for part in model.stream(answering.messages(turn.question, turn.passages)):
             answer += part
-            html = linked(answer, turn.passages, turn.id, texts)
             if time.perf_counter() - shown_at > SHOWN_EVERY_S:
-                yield event("answer", html)
+                yield event("answer", linked(answer, turn.passages, turn.id, texts))
                 shown_at = time.perf_counter()
         if not answering.cited(answer, turn.passages)[1]:
             notice = f"{notice} {texts.uncited}"
     except ModelError as error:
         LOG.warning("%s: %s (%r)", model.base_url, error, error.__cause__)
-        if answer:
-            notice = texts.model_cut.format(error)
-        else:
-            html = quoted(turn.passages, turn.id, texts)
-            notice = texts.model_down.format(error)
+        notice = (texts.model_cut if answer else texts.model_down).format(error)
+    whole = linked(answer, turn.passages, turn.id, texts) if answer else quoted(turn.passages, turn.id, texts)
     took = texts.took_answer.format(f"{time.perf_counter() - start:.1f}")
-    yield event("answer", html)
+    yield event("answer", whole)
     yield event("notice", escape(notice))
     yield event("took", escape(took))
     yield event("done", Markup(""))

@@ -31,19 +31,21 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   event.preventDefault();
 });
 
-function say(text) {
-  const words = document.createElement("p");
-  words.className = "problem";
-  words.textContent = text;
-  document.getElementById("said").replaceChildren(words);
-}
-
-document.addEventListener("htmx:sendError", (event) => {
+function problem(text) {
   const words = document.createElement("p");
   words.className = "problem";
   words.setAttribute("role", "alert");
-  words.textContent = document.body.dataset.unreachable;
-  (event.detail.target ?? document.getElementById("answer")).replaceChildren(words);
+  words.textContent = text;
+  return words;
+}
+
+function say(text) {
+  document.getElementById("said").replaceChildren(problem(text));
+}
+
+document.addEventListener("htmx:sendError", (event) => {
+  const place = event.detail.target ?? document.getElementById("answer");
+  place.replaceChildren(problem(document.body.dataset.unreachable));
 });
 
 document.addEventListener("htmx:xhr:progress", (event) => {
