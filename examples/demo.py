@@ -37,7 +37,7 @@ def build_demo() -> JaColBERTRetriever:
     retriever = JaColBERTRetriever.from_pretrained()
     retriever.add(read_demo(), progress=True)
     retriever.calibrate()  # below which confidence nothing answers
-    retriever.save(INDEX)
+    retriever.save(INDEX, overwrite=True)
     return retriever
 
 

@@ -28,6 +28,7 @@ N_SENTENCES = 500  # asked by default
 QUANTILE = 0.88
 LEAST_CHARACTERS = 8  # of a sentence that is worth asking
 LEAST_SENTENCES = 20  # below that a quantile says nothing
+WORTH_CALIBRATING = 50  # documents; of fewer, a threshold is little more than chance
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,6 @@ from jacolbert_rag.errors import CheckpointWarning, InvalidInputError, JaColBERT
 
 if TYPE_CHECKING:
     from jacolbert_rag.datatypes import Hit
-    from jacolbert_rag.retriever import JaColBERTRetriever
 
 STDIN = "-"
 HOST, PORT = "127.0.0.1", 8000
@@ -41,8 +40,8 @@ def index(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Files or folders: JSON lines (_id or id, title, text), plain text, Markdown; .gz too. "
-            "- reads JSON lines from standard input."
+            help="Files or folders: JSON lines (_id or id, title, text), text, Markdown; .gz too; HTML and "
+            "PDF with the extra [files]. - reads JSON lines from standard input."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the index; documents are added to one.")],
@@ -53,24 +52,33 @@ def index(
         bool, typer.Option(help="Delete what files of the named folders said that are no longer there.")
     ] = False,
     calibrate: Annotated[
-        bool, typer.Option(help="Find below which confidence nothing answers, for search --abstain.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Find below which confidence nothing answers. Unless told: where it is not known, or the "
+            "index has twice as many documents since."
+        ),
+    ] = None,
 ) -> None:
     """Index documents, long ones in chunks of sentences; what has not changed is left alone.
 
-    A text file (UTF-8) is a document, and so is each section of a Markdown file. What such a file said when
-    it was last indexed and no longer says is removed; documents of JSON lines, and of files that are no
-    longer there, stay; --prune deletes the latter.
+    A text file is a document, and so is each section of a Markdown or HTML file, and each page of a PDF.
+    What such a file said when it was last indexed and no longer says is deleted; documents of JSON lines, and
+    of files that are no longer there, stay; --prune deletes the latter. Metadata, which search --filter asks
+    for, are Markdown's front matter, the file's name as "source", and a PDF's "page".
+
+    Exits with 1 where a file could not be read; the others are indexed.
     """
     from rich.console import Console
 
-    from jacolbert_rag import sources
+    from jacolbert_rag import sources, terminal
     from jacolbert_rag.index import layout
     from jacolbert_rag.retriever import JaColBERTRetriever
+    from jacolbert_rag.sources.json_lines import read_json_lines
 
     console = Console(stderr=True)
     with _errors_for_people():
-        files = list(sources.files_of([path for path in paths if str(path) != STDIN]))
+        named = [path for path in paths if str(path) != STDIN]
+        sources.files_of(named)  # a name that is wrong makes no index
         exists = layout.exists(out)
         if exists and model is None:
             retriever = JaColBERTRetriever.load(out)
@@ -78,27 +86,11 @@ def index(
             retriever = JaColBERTRetriever.from_pretrained(model, index=out if exists else None)
         if not exists:
             retriever.save(out)  # fails now, not after an hour of encoding, where it cannot be written
-        given = [document for path in files for document in sources.documents_of(path)]
-        if any(str(path) == STDIN for path in paths):
-            given += sources.read_json_lines("standard input", _lines())
-        documents = [document for document in given if document.text.strip()]
-        ids = {document.id for document in documents}
-        before = set(retriever.ids())
-        touched = {*retriever.upsert(documents, split=True, progress=True), *(before - set(retriever.ids()))}
-        names = [sources.name_of(path) for path in files if sources.is_text(path)]
-        retriever.delete(_former(names, ids, retriever))
-        if prune:
-            retriever.delete(_gone([path for path in paths if path.is_dir()], names, retriever))
+        more = read_json_lines("standard input", _lines()) if len(named) < len(paths) else ()
+        done = sources.index_files(retriever, named, more=more, prune=prune, progress=True)
         n_documents = len(retriever)
-        if n_empty := len(given) - len(documents):
-            console.print(f"{n_empty} documents without text were left out.")
-        # A chunk's id is its document's, and # with what it says.
-        n_changed = len({id if id in ids else id.rpartition("#")[0] for id in touched})
-        n_same = len(documents) - n_changed
-        console.print(
-            f"{n_changed} documents indexed, {n_same} unchanged: {out} has {n_documents} now.", soft_wrap=True
-        )
-        if calibrate:
+        terminal.print_outcome(done, str(out), n_documents)
+        if calibrate or (calibrate is None and retriever.is_calibration_due()):
             try:
                 retriever.calibrate(progress=True)
             except InvalidInputError as error:  # a small corpus is indexed all the same
@@ -107,6 +99,8 @@ def index(
                     markup=False, highlight=False, soft_wrap=True,
                 )  # fmt: skip
         retriever.close()
+    if done.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -131,7 +125,8 @@ def search(
 ) -> None:
     """Find the documents that answer a question, or each question of standard input.
 
-    With --json a question gives a JSON list of id, score, text and metadata; questions of standard input
+    What is below the confidence that answers have, where the index knows it, is called weak. With --json a
+    question gives a JSON list of id, score, text, metadata, scores and is_weak; questions of standard input
     give an object each, on a line of its own: {"query": …, "hits": […]}.
     """
     from jacolbert_rag import terminal
@@ -142,6 +137,7 @@ def search(
             raise InvalidInputError(f"--mode is {mode!r}; expected {', '.join(get_args(SearchMode))}.")
         conditions = _conditions(filter)
         with _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
+            threshold = retriever.threshold(cast(SearchMode, mode))
             for each in _queries(query):
                 hits = retriever.search(
                     each,
@@ -154,11 +150,11 @@ def search(
                 if not as_json:
                     if query == STDIN:
                         terminal.print_query(each)
-                    terminal.print_hits(hits, is_empty=not len(retriever))
+                    terminal.print_hits(hits, threshold, is_empty=not len(retriever))
                 elif query == STDIN:
-                    _print_json({"query": each, "hits": [_as_json(hit) for hit in hits]})
+                    _print_json({"query": each, "hits": [_as_json(hit, threshold) for hit in hits]})
                 else:
-                    _print_json([_as_json(hit) for hit in hits])
+                    _print_json([_as_json(hit, threshold) for hit in hits])
 
 
 @app.command()
@@ -176,7 +172,7 @@ def explain(
 
     with _errors_for_people(), _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
         if id not in retriever:
-            raise InvalidInputError(f"{folder} has no document {id!r}. search --json tells ids.")
+            raise InvalidInputError(f"{folder} has no document {id!r}. Ids are beside what search finds.")
         (hit,) = retriever.search(query, 1, exact=True, filter=Ids(frozenset([id])), highlight=True)
         ranks: dict[str, int | None] = {}
         modes: tuple[SearchMode, ...] = get_args(SearchMode)
@@ -184,7 +180,7 @@ def explain(
             found = [each.id for each in retriever.search(query, terminal.DEEPEST, mode=mode)]
             ranks[mode] = found.index(id) + 1 if id in found else None
         if as_json:
-            _print_json({**_as_json(hit), "ranks": ranks})
+            _print_json({**_as_json(hit, retriever.threshold("hybrid")), "ranks": ranks})
         else:
             terminal.print_explanation(query, hit, ranks)
 
@@ -319,31 +315,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _former(names: Sequence[str], current: Container[str], retriever: JaColBERTRetriever) -> list[str]:
-    """Ids of what these files have left in the index, and which is of no document of theirs now."""
-    from jacolbert_rag.encode.splitter import parent_of
-
-    return [
-        document.id
-        for source in names
-        for document in retriever.get([source, *retriever.ids(f"{source}#")])
-        # The source is compared, since another file's name may begin like this one's sections.
-        if document.metadata.get("source") == source and (parent_of(document) or document.id) not in current
-    ]
-
-
-def _gone(folders: Sequence[Path], names: Sequence[str], retriever: JaColBERTRetriever) -> list[str]:
-    """Ids of what text files below these folders said that are no longer there."""
-    from jacolbert_rag import sources
-
-    below = tuple(f"{sources.name_of(folder)}/" for folder in folders)
-    found = ((document.id, document.metadata.get("source")) for document in retriever.documents())
-    there = set(names)
-    return [
-        id for id, name in found if isinstance(name, str) and name.startswith(below) and name not in there
-    ]
-
-
 @contextmanager
 def _opened(opened: Any) -> Iterator[Any]:
     """Closed at the end."""
@@ -387,9 +358,10 @@ def _conditions(given: str | None) -> dict[str, Any] | None:
     return conditions
 
 
-def _as_json(hit: Hit) -> dict[str, Any]:
+def _as_json(hit: Hit, threshold: float | None) -> dict[str, Any]:
     title = {"title": hit.document.title} if hit.document.title else {}
-    found = {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": {**title, **hit.metadata}}
+    found = {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": {**title, **hit.metadata},
+             "scores": dict(hit.scores), "is_weak": hit.is_below(threshold)}  # fmt: skip
     if hit.highlight is None:
         return found
     shown = {
@@ -398,7 +370,7 @@ def _as_json(hit: Hit) -> dict[str, Any]:
         "best_sentence": hit.highlight.best_sentence,
         "matches": [match._asdict() for match in hit.highlight.matches],
     }
-    return {**found, "scores": dict(hit.scores), "highlight": shown}
+    return {**found, "highlight": shown}
 
 
 def _print_json(value: Any) -> None:

@@ -214,6 +214,11 @@ class Hit:
         """The document's metadata, as it was added."""
         return self.document.metadata
 
+    def is_below(self, threshold: float | None) -> bool:
+        """Whether its confidence is known and below a threshold, such as `JaColBERTRetriever.threshold`'s."""
+        known = self.scores.get("confidence")
+        return threshold is not None and known is not None and known < threshold
+
     def details(self) -> dict[str, Any]:
         """Scores and highlight as plain JSON, such as adapters put into metadata under `DETAILS_KEY`.
 

@@ -199,9 +199,9 @@ class JaColBERTRetriever(ModelWithEngine, BaseRetriever):
         """`add_documents` off the event loop."""
         return await run_in_executor(None, self.add_documents, documents, ids=ids)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
-        self.engine.save(path)
+        self.engine.save(path, overwrite=overwrite)
 
     def _get_relevant_documents(
         self,

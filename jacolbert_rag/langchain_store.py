@@ -129,9 +129,9 @@ class JaColBERTVectorStore(WithEngine, VectorStore):
         engine = engine_class().load(path, **options)
         return cls(engine)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
-        self.engine.save(path)
+        self.engine.save(path, overwrite=overwrite)
 
     def add_texts(  # type: ignore[override]
         self,

@@ -213,9 +213,9 @@ class JaColBERTRetriever(WithEngine, BaseRetriever):
         """`add_nodes` off the event loop."""
         return await asyncio.to_thread(self.add_nodes, nodes)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Put the index into a folder; see `jacolbert_rag.JaColBERTRetriever.save`."""
-        self.engine.save(path)
+        self.engine.save(path, overwrite=overwrite)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self.engine.search(

@@ -16,14 +16,14 @@ def progress_bar(
     """Give a function that moves the bar on; without `show` it does nothing.
 
     Args:
-        total: how many there are; None where nobody knows.
+        total: how many there are, of 0 no bar is shown; None where nobody knows.
         show: whether there is a bar; a function is told in place of one.
         label: what is counted.
     """
     if callable(show):
         yield show
         return
-    if not show:
+    if not show or total == 0:
         yield lambda n: None
         return
     from rich.console import Console

@@ -22,6 +22,7 @@ from jacolbert_rag.calibration import (
     LEAST_SENTENCES,
     N_SENTENCES,
     QUANTILE,
+    WORTH_CALIBRATING,
     Calibration,
     check,
     question_of,
@@ -46,6 +47,7 @@ from jacolbert_rag.errors import (
     IndexWriteError,
     InvalidInputError,
 )
+from jacolbert_rag.index import layout
 from jacolbert_rag.index.database import as_stored, check_documents
 from jacolbert_rag.index.fusion import CONFIDENCE_VERSION, similarity
 from jacolbert_rag.index.highlight import highlight, similarities_of
@@ -694,6 +696,21 @@ class JaColBERTRetriever:
         """What `calibrate` found; None before."""
         return self._read(_calibration)
 
+    def threshold(self, mode: SearchMode = "jacolbert") -> float | None:
+        """Below which confidence nothing answers for `search(abstain=True)`; None before `calibrate`."""
+        _check_mode(mode)
+        found = self.calibration
+        return found.thresholds[mode] if found is not None and _is_current(found) else None
+
+    def is_calibration_due(self) -> bool:
+        """Whether `calibrate` would find what is not known: the index has enough documents to ask, and had
+        no threshold yet, or half as many documents when it was found.
+        """
+        found, n_documents = self.calibration, len(self)
+        if found is not None and _is_current(found) and n_documents < 2 * found.n_documents:
+            return False
+        return n_documents >= WORTH_CALIBRATING
+
     def _read(self, work: Callable[[View], T]) -> T:
         """What some work finds in the newest state of the index."""
         return self._ask(lambda index: index.read(work))
@@ -737,20 +754,43 @@ class JaColBERTRetriever:
             for i in order
         ]
 
-    def save(self, path: str | Path) -> None:
-        """Put the index into a folder, where it is live from now on.
+    def extra(self, key: str) -> Any:
+        """What `set_extra` has stored; None where it has not."""
+        return self._read(lambda view: view.state().get(f"extra.{key}"))
 
-        An index that is live elsewhere stays there, and the folder gets a copy. An index in the folder is
-        replaced.
+    def set_extra(self, key: str, value: Any) -> None:
+        """Keep something of the caller's with the index, such as where its documents are from.
+
+        Args:
+            key: any name.
+            value: plain JSON; None forgets it.
 
         Raises:
-            InvalidInputError: the folder holds something that is no index.
+            IndexWriteError: the folder could not be written.
+        """
+        with self._writing:
+            self._index.write_state(**{f"extra.{key}": value})
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Put the index into a folder, where it is live from now on.
+
+        An index that is live elsewhere stays there, and the folder gets a copy.
+
+        Args:
+            path: of the folder, which is new, empty, or holds an index without documents.
+            overwrite: replace an index with documents, too.
+
+        Raises:
+            InvalidInputError: the folder holds something that is no index, or an index with documents that
+                may not be overwritten.
         """
         folder = Path(path).expanduser().resolve()
         with self._writing:
             self._index.check_open()
             if folder == self._index.folder:
                 return
+            if not overwrite:
+                _check_empty(folder)
             self._index.copy_to(folder)
             if self._cleanup is not None:
                 former, cleanup = self._index, self._cleanup
@@ -866,6 +906,11 @@ def _calibration(view: View) -> Calibration | None:
     return Calibration.from_json(stored) if stored is not None else None
 
 
+def _is_current(calibration: Calibration) -> bool:
+    """Whether the thresholds are of confidences as they are now."""
+    return calibration.made_with.get("confidence") == CONFIDENCE_VERSION
+
+
 def _threshold(view: View, mode: SearchMode) -> float:
     calibration = _calibration(view)
     if calibration is None:
@@ -873,7 +918,7 @@ def _threshold(view: View, mode: SearchMode) -> float:
             "abstain needs a threshold, and this index has none yet. Call calibrate() once, after the "
             "documents were added."
         )
-    if calibration.made_with.get("confidence") != CONFIDENCE_VERSION:
+    if not _is_current(calibration):
         raise InvalidInputError(
             "The thresholds of this index were found by a version of the library that had another "
             "confidence, so they mean nothing here. Call calibrate() once."
@@ -895,6 +940,26 @@ def _weighted(settings: IndexSettings, mode: SearchMode, weight: float | None) -
             f'weight is of hybrid search, and mode is {mode!r}. Pass mode="hybrid", or leave weight out.'
         )
     return replace(settings, lexical=replace(settings.lexical, weight=weight))
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder whose index has documents.
+
+    Raises:
+        InvalidInputError: it has.
+    """
+    if not layout.exists(folder):
+        return
+    index = Index.open(folder)
+    try:
+        n_documents = index.read(lambda view: view.snapshot.n_live)
+    finally:
+        index.close()
+    if n_documents:
+        raise InvalidInputError(
+            f"{folder} holds an index of {n_documents:,} documents already. To go on with it, call "
+            "JaColBERTRetriever.open(path); to replace it, save(path, overwrite=True)."
+        )
 
 
 def _remove_folder(folder: Path, process: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from jacolbert_rag.datatypes import Hit, printable
 if TYPE_CHECKING:
     from jacolbert_rag.doctor import Report
     from jacolbert_rag.index.stats import Stats
+    from jacolbert_rag.sources import Outcome
 
 DEEPEST = 100  # rank that is looked for
+MAX_KINDS = 8  # of files that are named
 
 
 def print_report(report: Report) -> None:
@@ -111,11 +114,48 @@ def print_query(query: str) -> None:
     Console().print(Rule(Text(printable(query), "bold"), align="left"))
 
 
-def print_hits(hits: Sequence[Hit], *, is_empty: bool = False) -> None:
-    """Show hits: rank, score, title, text; and what answered, where that was asked for.
+def print_outcome(done: Outcome, index: str, n_documents: int) -> None:
+    """Say on standard error what indexing did.
+
+    Args:
+        done: what it did.
+        index: its folder.
+        n_documents: that it has now.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for note in done.notes:
+        console.print(f"Note: {printable(note)}")
+    for problem in done.problems:
+        console.print(f"Left out: {printable(problem)}")
+    if done.n_blank:
+        console.print(f"{_documents(done.n_blank)} without text {_were(done.n_blank)} left out.")
+    if done.others:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(done.others).most_common(MAX_KINDS))
+        more = ", …" if len(done.others) > MAX_KINDS else ""
+        console.print(f"Files of kinds that are not read here: {printable(kinds)}{more}")
+    deleted = f", {done.n_deleted:,} deleted" if done.n_deleted else ""
+    console.print(
+        f"{_documents(done.n_changed)} indexed, {done.n_unchanged:,} unchanged{deleted}: {index} has "
+        f"{n_documents:,} now."
+    )
+
+
+def _documents(n: int) -> str:
+    return f"{n:,} document{'s' * (n != 1)}"
+
+
+def _were(n: int) -> str:
+    return "were" if n != 1 else "was"
+
+
+def print_hits(hits: Sequence[Hit], threshold: float | None = None, *, is_empty: bool = False) -> None:
+    """Show hits: rank, title, confidence, id, text; and what answered, where that was asked for.
 
     Args:
         hits: best first.
+        threshold: of confidence, below which nothing answers; None where it is not known.
         is_empty: whether the index has no documents.
     """
     from rich.console import Console
@@ -125,13 +165,17 @@ def print_hits(hits: Sequence[Hit], *, is_empty: bool = False) -> None:
     console = Console(highlight=False)
     if not hits:
         console.print("The index is empty." if is_empty else "Nothing answers: 該当なし")
+    elif all(hit.is_below(threshold) for hit in hits):
+        console.print(Text("Nothing answers for certain (該当なし). What is nearest:\n", "yellow"))
     for rank, hit in enumerate(hits, start=1):
         title = hit.document.title or hit.id
-        head = Text.assemble(f"{rank}. ", (printable(title), "bold"), (f"  {hit.score:.2f}", "cyan"))
-        console.print(head)
+        name = "confidence" if "confidence" in hit.scores else "score"
+        figure = f"{name} {hit.scores.get('confidence', hit.score):.2f}"
+        shown = (f"  {figure}, weak", "dim") if hit.is_below(threshold) else (f"  {figure}", "cyan")
+        console.print(Text.assemble(f"{rank}. ", (printable(title), "bold"), shown))
         text = Text(printable(hit.text)) if hit.highlight is None else hit.highlight.rich()
-        if hit.highlight is not None:
-            console.print(Text(f"   {printable(hit.id)}  {_figures(hit)}", "dim"))
+        figures = f"  {_figures(hit)}" if hit.highlight is not None else ""
+        console.print(Text(f"   {printable(hit.id)}{figures}", "dim"), soft_wrap=True)
         console.print(Padding(text, (0, 0, 1, 3)))
 
 
@@ -186,7 +230,7 @@ def print_stats(stats: Stats) -> None:
         if stats.n_pooled
         else "none: every search is exact",
         "size": f"{stats.n_bytes / 1e6:,.1f} MB",
-        "abstaining": "calibrated" if stats.is_calibrated else "not calibrated: index --calibrate",
+        "abstaining": "calibrated" if stats.is_calibrated else "not calibrated: index … --calibrate",
         "model": f"{stats.model} @{stats.fingerprint[:8]}",
     }
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from examples import answering, demo, index_folder, langchain_bot, llama_index_bot, rerank_existing
 from examples.answering import NOTHING, Passage
-from jacolbert_rag import Document, JaColBERTRetriever
+from jacolbert_rag import JaColBERTRetriever
 from jacolbert_rag.langchain import JaColBERTReranker
 
 ROOT = Path(__file__).parents[1]
@@ -182,72 +183,27 @@ def test_a_reranker_behind_their_search(demo_retriever: JaColBERTRetriever) -> N
     assert scores == sorted(scores, reverse=True)
 
 
-def pdf_of(text: str, path: Path) -> None:
-    """A page with a line of text, as small as a PDF can be."""
-    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length " + str(len(stream)).encode() + b" >>\nstream\n" + stream + b"\nendstream",
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    data, places = b"%PDF-1.4\n", []
-    for n, each in enumerate(objects, start=1):
-        places.append(len(data))
-        data += f"{n} 0 obj\n".encode() + each + b"\nendobj\n"
-    start = len(data)
-    data += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode()
-    data += b"".join(f"{place:010} 00000 n \n".encode() for place in places)
-    data += f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF".encode()
-    path.write_bytes(data)
-
-
-def test_a_folder_and_what_changed_in_it(tmp_path: Path, tiny_model: Path) -> None:
-    folder = tmp_path / "資料"
+def test_a_folder_and_what_changed_in_it(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    folder, out = tmp_path / "資料", tmp_path / "index"
     (folder / "下").mkdir(parents=True)
     (folder / "経費.md").write_text("# 経費\n\n領収書は翌月の5日までに出す。", encoding="utf-8")
-    (folder / "空.txt").write_text(" \n", encoding="utf-8")
-    head = "<html><head><title>休暇の案内</title><script>悪</script></head>"
-    html = head + "<body><nav>目次</nav><p>有給は10日。</p>"
-    (folder / "下" / "休暇.html").write_bytes(("<meta charset=shift_jis>" + html).encode("cp932"))
-    pdf_of("Parking is on floor two.", folder / "下" / "駐車場.PDF")
-    documents, without_text = index_folder.read_folder(folder)
-    assert without_text == [folder / "空.txt"]
-    assert {each.id: each.title for each in documents} == {
-        "経費.md": "経費", "下/休暇.html": "休暇の案内", "下/駐車場.PDF": "駐車場",
-    }  # fmt: skip
-    texts = {each.id: each.text for each in documents}
-    assert texts["下/休暇.html"] == "有給は10日。"
-    assert "Parking is on floor two." in texts["下/駐車場.PDF"]
-    retriever = JaColBERTRetriever.from_pretrained(tiny_model)
-    others = [
-        Document("別", "別の所から来た文書。", {"source": "別"}),
-        Document("名無し", "由来のない文書。"),
-    ]
-    retriever.add(others)
-    assert index_folder.update(retriever, folder, documents, []) == (3, 0)
-    assert index_folder.update(retriever, folder, documents, []) == (0, 0)
+    (folder / "下" / "休暇.html").write_text("<title>休暇</title><p>有給は10日。</p>", encoding="utf-8")
+    (folder / "壊れた.pdf").write_bytes(b"%PDF-")
+    monkeypatch.setattr(sys, "argv", ["index_folder", str(folder), "--out", str(out)])
+    index_folder.main()
+    said = capsys.readouterr().out
+    assert "壊れた.pdf: it is no PDF" in said
+    assert "2 stored, 0 unchanged, 0 deleted" in said
+    index_folder.main()
+    assert "0 stored, 2 unchanged, 0 deleted" in capsys.readouterr().out
     (folder / "経費.md").write_text("# 経費\n\n領収書は翌月の10日までに出す。", encoding="utf-8")
     (folder / "下" / "休暇.html").unlink()
-    (folder / "下" / "駐車場.PDF").write_bytes(b"%PDF-")  # cannot be read this time
-    documents, skipped = index_folder.read_folder(folder)
-    n_stored, n_deleted = index_folder.update(retriever, folder, documents, skipped)
-    assert n_stored == 1
-    assert n_deleted >= 1
-    assert {each.metadata.get("source") for each in retriever.documents()} == {
-        "経費.md", "下/駐車場.PDF", "別", None,
-    }  # fmt: skip
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    (tmp_path / "壊れた.pdf").write_bytes(b"%PDF-1.4 nothing")
-    (tmp_path / "別.txt").write_bytes("領収書".encode("cp932"))
-    (tmp_path / "良い.txt").write_text("領収書。", encoding="utf-8")
-    documents, skipped = index_folder.read_folder(tmp_path)
-    assert [each.id for each in documents] == ["良い.txt"]
-    assert sorted(path.name for path in skipped) == ["別.txt", "壊れた.pdf"]
+    index_folder.main()
+    assert "1 stored, 0 unchanged, 1 deleted" in capsys.readouterr().out
+    with closing(JaColBERTRetriever.open(out)) as retriever:
+        assert [(each.id, each.text) for each in retriever] == [
+            ("資料/経費.md#経費", "領収書は翌月の10日までに出す。")
+        ]
 
 
 # The command lines.

@@ -320,8 +320,20 @@ def test_save_to_a_second_folder_copies(filled: JaColBERTRetriever, tmp_path: Pa
     filled.add([Document("新", "大阪城")])
     assert len(JaColBERTRetriever.load(tmp_path / "a")) == 61
     assert len(JaColBERTRetriever.load(tmp_path / "b")) == 60
-    filled.save(tmp_path / "b")
+    with pytest.raises(InvalidInputError, match="b holds an index of 60 documents already"):
+        filled.save(tmp_path / "b")
+    assert len(JaColBERTRetriever.load(tmp_path / "b")) == 60
+    filled.save(tmp_path / "b", overwrite=True)
     assert len(JaColBERTRetriever.load(tmp_path / "b")) == 61
+    filled.save(tmp_path / "a")  # where it is live
+
+
+def test_save_over_an_index_without_documents(
+    filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path
+) -> None:
+    JaColBERTRetriever.from_pretrained(tiny_model).save(tmp_path / "i")
+    filled.save(tmp_path / "i")
+    assert len(JaColBERTRetriever.load(tmp_path / "i")) == 60
 
 
 def test_from_pretrained_over_an_index(filled: JaColBERTRetriever, tiny_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -24,11 +24,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from examples import answering
 from examples.answering import Passage
 from examples.demo import QUESTIONS
-from examples.index_folder import READERS, read_document
 from examples.qa_web.model import ChatModel, ModelError
 from examples.qa_web.texts import JA, LANGUAGES, Texts
-from jacolbert_rag import Hit, InvalidInputError, JaColBERTError, JaColBERTRetriever
+from jacolbert_rag import Document, Hit, InvalidInputError, JaColBERTError, JaColBERTRetriever
 from jacolbert_rag.server import LOCAL_HOSTS, MAX_TEXT, LimitedBody
+from jacolbert_rag.sources import SUFFIXES, content_of, replace_files
 
 LOG = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -39,7 +39,8 @@ MAX_FILES = 10  # at once
 MAX_SOURCES = 200  # in the list to choose from
 MAX_WAITING = 256  # questions whose answer nobody has asked for yet
 SHOWN_EVERY_S = 0.05  # while an answer is written
-CALIBRATED_FROM = 50  # documents: below, there is too little to find a threshold in
+UPLOADS = "uploads"  # what the names of files that were added here begin with
+UPLOADED_KEY = "uploaded_here"  # of their metadata: only they can be removed here
 EXAMPLES = tuple(QUESTIONS[i] for i in (0, 2, 3))  # those of the demo that it answers for certain
 HEADERS = {
     # Nothing of the page is from elsewhere, and nothing of a document can become a script.
@@ -83,7 +84,7 @@ class Bot:
         self.model = model
         self._waiting: OrderedDict[str, Turn] = OrderedDict()
         self._sources: list[str] | None = None
-        self.threshold = _threshold(retriever)
+        self._calibrate()
 
     def sources(self) -> list[str]:
         """What documents say they are from, ascending."""
@@ -93,6 +94,21 @@ class Bot:
             self._sources = sorted(name for name, _ in found.most_common(MAX_SOURCES))
         return self._sources
 
+    def uploads(self) -> list[str]:
+        """Names of the files that were added here, ascending."""
+        return sorted({str(document.metadata["source"]) for document in self._uploaded()})
+
+    def _uploaded(self) -> Iterator[Document]:
+        return self.retriever.documents({UPLOADED_KEY: True})
+
+    def _calibrate(self) -> None:
+        """Find below which confidence nothing answers, where that is not known and can be."""
+        try:
+            if self.retriever.is_calibration_due():
+                self.retriever.calibrate()
+        except JaColBERTError as error:  # the index may not be written, or has too few sentences
+            LOG.warning("該当なし is never said: %s", error)
+
     def ask(self, question: str, source: str, texts: Texts) -> Turn:
         """Find passages; where no model is to write an answer, it is there already."""
         start = time.perf_counter()
@@ -100,13 +116,16 @@ class Bot:
         hits = self.retriever.search(question, N_PASSAGES, mode="hybrid", filter=chosen, highlight=True)
         took_ms = 1_000 * (time.perf_counter() - start)
         # What `abstain=True` would return nothing for is shown below, as what it may be.
-        is_answered = bool(hits) and hits[0].scores["confidence"] >= self.threshold
+        threshold = self.retriever.threshold("hybrid")
+        is_answered = bool(hits) and not hits[0].is_below(threshold)
         passages = (
             [answering.passage_of(n, hit) for n, hit in enumerate(hits, start=1)] if is_answered else []
         )
         id = secrets.token_hex(8)
         answer: Markup | None = None
-        notice = texts.extracted
+        notice = texts.extracted if self.model is None else texts.by_model.format(self.model.name)
+        if threshold is None:
+            notice = f"{notice} {texts.uncalibrated}"
         if not passages:
             answer, notice = escape(texts.nothing), ""
         elif self.model is None:
@@ -124,33 +143,42 @@ class Bot:
 
     def add(self, name: str, data: bytes, texts: Texts) -> tuple[str, bool]:
         """Store a file; what to say, and whether it was stored."""
-        document = read_document(name, data)
-        if document is None:
-            return texts.no_text.format(name), False
-        if len(document.text) > MAX_TEXT:  # a small file may unpack to a large text
-            return texts.too_long.format(name, f"{MAX_TEXT:,}"), False
+        source = f"{UPLOADS}/{name}"
         try:
-            self.retriever.upsert([document], split=True)
+            found = content_of(source, data).documents
+        except InvalidInputError as error:
+            LOG.info("%s: %s", name, error)
+            found = []
+        if not found:
+            return texts.no_text.format(name), False
+        if sum(len(each.text) for each in found) > MAX_TEXT:  # a small file may unpack to a large text
+            return texts.too_long.format(name, f"{MAX_TEXT:,}"), False
+        given = [replace(each, metadata={**each.metadata, UPLOADED_KEY: True}) for each in found]
+        try:
+            replace_files(self.retriever, {source: given})
         except JaColBERTError as error:
             return texts.not_stored.format(name, error), False
         self._sources = None
-        n = sum(id == name or id.startswith(f"{name}#") for id in self.retriever.ids(name))
+        self._calibrate()
+        n = sum(document.metadata["source"] == source for document in self._uploaded())
         return texts.uploaded.format(name, n), True
+
+    def remove(self, source: str, texts: Texts) -> tuple[str, bool]:
+        """Delete a file that was added here; what to say, and whether it is gone."""
+        name = source.removeprefix(f"{UPLOADS}/")
+        if source not in self.uploads():
+            return texts.not_removed.format(name), False
+        try:
+            replace_files(self.retriever, {source: []})
+        except JaColBERTError as error:
+            return texts.not_stored.format(name, error), False
+        self._sources = None
+        return texts.removed.format(name), True
 
 
 def source_of(metadata: Any) -> str:
     """Where a document is from: its file, or the section of the handbook."""
     return str(metadata.get("source") or metadata.get("section") or "")
-
-
-def _threshold(retriever: JaColBERTRetriever) -> float:
-    """Below which confidence nothing answers, found now where it is not known; 0 where it cannot be."""
-    try:
-        if retriever.calibration is None and len(retriever) >= CALIBRATED_FROM:
-            retriever.calibrate()
-    except JaColBERTError as error:  # the index may not be written, or has too few sentences
-        LOG.warning("該当なし is never said: %s", error)
-    return retriever.calibration.thresholds["hybrid"] if retriever.calibration is not None else 0.0
 
 
 def quoted(passages: Sequence[Passage], turn: str, texts: Texts) -> Markup:
@@ -211,7 +239,7 @@ def make_app(
     )  # fmt: skip
     pages.globals.update(
         source_of=source_of, max_question=MAX_QUESTION, max_file=MAX_FILE, max_files=MAX_FILES,
-        kinds=",".join(READERS), examples=examples, may_add=may_add, quoted=quoted,
+        kinds=",".join(SUFFIXES), uploads=UPLOADS, examples=examples, may_add=may_add, quoted=quoted,
     )  # fmt: skip
     app = FastAPI(openapi_url=None)
     app.add_middleware(LimitedBody, max_bytes=MAX_FILES * MAX_FILE + 2**20)
@@ -265,6 +293,15 @@ def make_app(
     if not may_add:
         return app
 
+    def tell(
+        request: Request, texts: Texts, said: list[tuple[str, bool]], status: int, source: str
+    ) -> HTMLResponse:
+        if is_part(request):
+            return render("added.html", texts, status, said=said, source=source)
+        return render(
+            "page.html", texts, status, said=said, turn=None, question="", source=source, problem=""
+        )
+
     @app.post("/documents")
     async def add(
         request: Request,
@@ -274,21 +311,26 @@ def make_app(
     ) -> HTMLResponse:
         texts = LANGUAGES.get(lang, JA)
 
-        def tell(said: list[tuple[str, bool]], status: int = 200) -> HTMLResponse:
-            if is_part(request):
-                return render("added.html", texts, status, said=said, source=source)
-            return render(
-                "page.html", texts, status, said=said, turn=None, question="", source=source, problem=""
-            )
-
         if not is_own(request):
-            return tell([(texts.refused, False)], 403)
+            return tell(request, texts, [(texts.refused, False)], 403, source)
         given = [file for file in files if file.filename]
         if not given:
-            return tell([(texts.no_file, False)], 422)
+            return tell(request, texts, [(texts.no_file, False)], 422, source)
         if len(given) > MAX_FILES:
-            return tell([(texts.too_many.format(MAX_FILES), False)], 422)
-        return tell([await added(bot, file, texts) for file in given])
+            return tell(request, texts, [(texts.too_many.format(MAX_FILES), False)], 422, source)
+        return tell(request, texts, [await added(bot, file, texts) for file in given], 200, source)
+
+    @app.post("/documents/remove")
+    def remove(
+        request: Request,
+        name: Annotated[str, Form()] = "",
+        lang: Annotated[str, Form()] = JA.code,
+        source: Annotated[str, Form()] = "",
+    ) -> HTMLResponse:
+        texts = LANGUAGES.get(lang, JA)
+        if not is_own(request):
+            return tell(request, texts, [(texts.refused, False)], 403, source)
+        return tell(request, texts, [bot.remove(name, texts)], 200, source)
 
     return app
 
@@ -310,7 +352,7 @@ async def added(bot: Bot, file: UploadFile, texts: Texts) -> tuple[str, bool]:
     """Read a file and store it; what to say, and whether it was stored."""
     # A name is a name: nothing is written where it says.
     name = Path((file.filename or "").replace("\\", "/")).name
-    if Path(name).suffix.lower() not in READERS:
+    if Path(name).suffix.lower() not in SUFFIXES:
         return texts.wrong_kind.format(name), False
     data = await file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
@@ -321,7 +363,7 @@ async def added(bot: Bot, file: UploadFile, texts: Texts) -> tuple[str, bool]:
 async def written(model: ChatModel, turn: Turn, texts: Texts) -> AsyncIterator[bytes]:
     """Events: the answer so far, as often as people can read it; what is to be said about it; the end."""
     start = shown_at = time.perf_counter()
-    answer, notice = "", texts.by_model.format(model.name)
+    answer, notice = "", turn.notice
     try:
         async for part in model.stream(answering.messages(turn.question, turn.passages)):
             answer += part

@@ -40,6 +40,12 @@ class Texts:
     upload: str
     uploading: str
     uploaded: str
+    uploads: str
+    remove: str
+    really_remove: str
+    removed: str
+    not_removed: str
+    uncalibrated: str
     too_large: str
     too_long: str
     too_many: str
@@ -88,6 +94,12 @@ JA = Texts(
     upload="加える",
     uploading="送信中",
     uploaded="{} を加えました（索引に {} 件）。",
+    uploads="ここで加えた文書",
+    remove="削除",
+    really_remove="{} を索引から削除しますか。",
+    removed="{} を削除しました。",
+    not_removed="{} は、ここで加えた文書ではないか、すでに削除されています。",
+    uncalibrated="文書が少ないため、答えがあるかどうか（該当なし）は判定していません。",
     too_large="{} は大きすぎます。{} MB までです。",
     too_long="{} の文字が多すぎます。{} 文字までにしてください。",
     not_stored="{} を登録できませんでした（{}）。",
@@ -95,7 +107,7 @@ JA = Texts(
     unreachable="サーバに届きませんでした。もう一度お試しください。",
     too_many="一度に加えられるのは {} ファイルまでです。",
     wrong_kind="{} は読めない種類のファイルです。Markdown、テキスト、HTML、PDF にしてください。",
-    no_text="{} から文字を読み取れませんでした。UTF-8 の文字ですか。画像だけの PDF は OCR が必要です。",
+    no_text="{} から文字を読み取れませんでした。壊れていませんか。画像だけの PDF は OCR が必要です。",
     no_file="ファイルを選んでください。",
     refused="このページ以外からの送信は受け付けません。",
     empty_question="質問を入力してください。",
@@ -136,6 +148,12 @@ EN = Texts(
     upload="Add",
     uploading="Sending",
     uploaded="{} was added (stored as {} parts).",
+    uploads="Added here",
+    remove="Delete",
+    really_remove="Delete {} from the index?",
+    removed="{} was deleted.",
+    not_removed="{} was not added here, or is deleted already.",
+    uncalibrated="There are too few documents to tell whether any of them answers.",
     too_large="{} is too large: up to {} MB.",
     too_long="{} has too much text: up to {} characters.",
     not_stored="{} could not be stored ({}).",
@@ -143,7 +161,7 @@ EN = Texts(
     unreachable="The server cannot be reached. Try again.",
     too_many="Up to {} files at once.",
     wrong_kind="{} cannot be read: use Markdown, text, HTML or PDF.",
-    no_text="{} has no text that can be read. Is it UTF-8? A PDF of pictures needs OCR first.",
+    no_text="{} has no text that can be read. Is it damaged? A PDF of pictures needs OCR first.",
     no_file="Choose a file.",
     refused="Only this page may send documents.",
     empty_question="Write a question.",

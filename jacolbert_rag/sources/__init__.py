@@ -1,0 +1,19 @@
+"""Files of people to documents, and those to an index that says what the files say.
+
+paths -> files -> bytes -> text -> parts (sections, pages) -> documents -> an index brought up to date
+"""
+
+from jacolbert_rag.sources.files import documents_of, files_of
+from jacolbert_rag.sources.formats import SUFFIXES, Content, content_of
+from jacolbert_rag.sources.update import Outcome, index_files, replace_files
+
+__all__ = [
+    "SUFFIXES",
+    "Content",
+    "Outcome",
+    "content_of",
+    "documents_of",
+    "files_of",
+    "index_files",
+    "replace_files",
+]

@@ -1,0 +1,101 @@
+"""Named files and folders -> the files in them that can be read, and the documents of each."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from jacolbert_rag.errors import InvalidInputError
+from jacolbert_rag.index import layout
+from jacolbert_rag.sources import formats, json_lines
+from jacolbert_rag.sources.formats import Content, content_of, suffix_of, unpacked
+from jacolbert_rag.sources.json_lines import read_json_lines
+
+READ_SUFFIXES = (*json_lines.SUFFIXES, *formats.SUFFIXES)
+
+
+class Files(NamedTuple):
+    """Files that can be read, in order, and how many there are of other kinds."""
+
+    paths: list[Path]
+    others: Counter[str]
+
+
+def files_of(paths: Iterable[Path]) -> Files:
+    """The named files, and those below named folders, in order of name; hidden ones are left out.
+
+    Raises:
+        InvalidInputError: there is none of a name, or none of a kind that is read.
+    """
+    found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
+    for path in paths:
+        if path.is_dir():
+            inside = list(_below(path))
+            readable = [each for each in inside if is_readable(each)]
+            if not readable:
+                raise InvalidInputError(f"{path} holds no file of {', '.join(READ_SUFFIXES)} (.gz too).")
+            found |= dict.fromkeys(readable)
+            others += Counter(each.suffix.lower() or each.name for each in inside if not is_readable(each))
+        elif not path.exists():
+            raise InvalidInputError(f"{path} does not exist. Name a file or a folder.")
+        elif not is_readable(path):
+            raise InvalidInputError(
+                f"{path} is not readable here: expected {', '.join(READ_SUFFIXES)}, each also with .gz. "
+                "Turn it into one of these first."
+            )
+        else:
+            found[path] = None
+    return Files(list(found), others)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files below a folder. What begins with a dot is a program's: .git, .venv, ._name of macOS."""
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and not layout.exists(Path(place, name))
+        )
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def is_readable(path: Path) -> bool:
+    """Whether documents can be read of a file of this name."""
+    return suffix_of(PurePosixPath(path.name)) in READ_SUFFIXES
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file's documents have ids of their own, and stay when it no longer has them."""
+    return suffix_of(PurePosixPath(path.name)) in json_lines.SUFFIXES
+
+
+def documents_of(path: Path, name: str | None = None) -> Content:
+    """Documents of one file.
+
+    Args:
+        path: of the file.
+        name: what it is called in their ids and "source"; None for its own.
+
+    Raises:
+        InvalidInputError: it cannot be read; of JSON lines the message names the line.
+        OptionalDependencyError: the package that reads it is not installed.
+    """
+    try:
+        data = path.read_bytes()
+        if not is_json(path):
+            return content_of(name if name is not None else path.name, data)
+        text = (unpacked(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
+    except OSError as error:
+        raise InvalidInputError(f"{path}: it cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"{path}: it is not UTF-8 ({error}), as JSON must be. Save it as UTF-8; of Shift_JIS: "
+            "iconv -f CP932 -t UTF-8."
+        ) from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
+    # Not at every line break of Unicode: a text may hold one.
+    return Content(list(read_json_lines(path, io.StringIO(text, newline=None))), [])

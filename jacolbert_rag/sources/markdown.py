@@ -1,0 +1,89 @@
+"""Markdown -> its front matter, and its sections."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_FRONT = re.compile(r"---[ \t]*\n(?P<yaml>(?:.*\n)*?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
+MAX_FRONT = 20_000  # characters; a longer one is text
+
+
+class Section(NamedTuple):
+    """Headings above a section, its own last, and its text up to the next heading."""
+
+    headings: tuple[str, ...]
+    text: str
+
+
+class FrontMatter(NamedTuple):
+    """What a file says of itself, the text behind that, and what is to be said about it."""
+
+    values: Mapping[str, Any]
+    text: str
+    problem: str = ""
+
+
+def front_matter(text: str) -> FrontMatter:
+    """YAML between lines of --- at the beginning of a file.
+
+    What is no mapping is text, such as a paragraph between two rules. Dates become text in ISO's form, so
+    that values are plain JSON.
+    """
+    found = _FRONT.match(text)
+    if found is None or len(found["yaml"]) > MAX_FRONT:
+        return FrontMatter({}, text)
+    import yaml
+
+    try:
+        # An alias may make a thousand values of one, and those a thousand each.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(found["yaml"], yaml.SafeLoader)):
+            return FrontMatter({}, text, "its front matter has YAML aliases, so it is read as text")
+        values = yaml.safe_load(found["yaml"])
+        if not isinstance(values, dict):
+            return FrontMatter({}, text)
+        return FrontMatter({str(key): _plain(value) for key, value in values.items()}, text[found.end() :])
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February
+        reason = " ".join(str(error).split())
+        return FrontMatter({}, text, f"its front matter is not YAML, so it is read as text ({reason})")
+
+
+def _plain(value: Any) -> Any:
+    """A value of YAML in JSON's types."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, datetime.date):  # and datetime
+        return value.isoformat()
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def sections(text: str) -> list[Section]:
+    """Sections of Markdown, in order. What stands before the first heading has none."""
+    return [Section(headings, "".join(lines)) for headings, lines in _sections(text)]
+
+
+def _sections(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    open_headings: list[tuple[int, str]] = []  # level and text
+    lines: list[str] = []
+    fence = None
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if mark and fence in (None, mark[1]):
+            fence = None if fence else mark[1]
+        heading = None if fence or mark else _HEADING.match(line.rstrip("\r\n"))
+        if heading is None:
+            lines.append(line)
+            continue
+        yield tuple(title for _, title in open_headings), lines
+        level, lines = len(heading[1]), []
+        open_headings = [above for above in open_headings if above[0] < level] + [(level, heading[2])]
+    yield tuple(title for _, title in open_headings), lines
