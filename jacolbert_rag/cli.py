@@ -360,8 +360,15 @@ def _conditions(given: str | None) -> dict[str, Any] | None:
 
 def _as_json(hit: Hit, threshold: float | None) -> dict[str, Any]:
     title = {"title": hit.document.title} if hit.document.title else {}
-    found = {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": {**title, **hit.metadata},
-             "scores": dict(hit.scores), "is_weak": hit.is_below(threshold)}  # fmt: skip
+    is_unknown = threshold is None or "confidence" not in hit.scores
+    found = {
+        "id": hit.id,
+        "score": hit.score,
+        "text": hit.text,
+        "metadata": {**title, **hit.metadata},
+        "scores": dict(hit.scores),
+        "is_weak": None if is_unknown else hit.is_below(threshold),
+    }
     if hit.highlight is None:
         return found
     shown = {

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from jacolbert_rag import Document, InvalidInputError, JaColBERTRetriever, sources
 from jacolbert_rag.errors import OptionalDependencyError
@@ -92,7 +94,7 @@ def test_what_is_no_front_matter_is_text(text: str) -> None:
         ("日: 2026-02-31", "is not YAML"),
         ("a: &a [1]\nb: [*a, *a]", "aliases"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
-        ("a: " + "[" * 5_000, "is not YAML"),
+        ("a: " + "[" * 5_000, "nested too deeply"),
     ],
 )
 def test_front_matter_that_cannot_be_read_is_text_and_named(yaml: str, problem: str) -> None:
@@ -282,6 +284,25 @@ def test_reading_markdown_needs_neither_reader() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".md", ".html", ".pdf", ".txt.gz"])
+@given(data=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace")))
+@settings(max_examples=60, deadline=None)
+@example(data=b"<![foo[bar]]>")
+@example(data=b"<div>" * 10_000)
+@example(data=b"<p>a" * 10_000)
+@example(data=b"<p>a</p>" * 10_000)
+@example(data=b"---\n? [\n---\n")
+def test_bytes_of_any_kind_are_read_or_refused(suffix: str, data: bytes) -> None:
+    heads = {".html": b"<p>", ".pdf": b"%PDF-1.4\n", ".txt.gz": b"\x1f\x8b\x08", ".md": b"---\n"}
+    for each in (data, heads[suffix] + data):
+        try:
+            found = sources.content_of(f"a{suffix}", each)
+        except InvalidInputError:
+            continue
+        assert all(document.text.strip() for document in found.documents)
+        assert len({document.id for document in found.documents}) == len(found.documents)
 
 
 # What files are called.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
+from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.sources.decode import decode
 from jacolbert_rag.sources.markdown import Section
+
+if TYPE_CHECKING:
+    from bs4.element import Tag
 
 # What is no text of a page: what steers it, what leads elsewhere, and the readings beside kanji, which would
 # be read as words between them.
 LEFT_OUT = ("script", "style", "template", "noscript", "svg", "nav", "footer", "form", "rt", "rp", "title")
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _CELLS = ("td", "th")
-_BLOCKS = (
+_BLOCKS = frozenset((
     "address", "article", "aside", "blockquote", "br", "caption", "dd", "details", "div", "dl", "dt",
     "figcaption", "figure", "header", "hr", "li", "main", "ol", "p", "pre", "section", "summary", "table",
     "tr", "ul", *_HEADINGS,
-)  # fmt: skip
+))  # fmt: skip
 _HEADING = re.compile("\0([1-6])(.*)")
+_SPACES = re.compile(r"[ \t\r\n\f]+")
 _WIDE = "[\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef]"  # kanji, kana, their marks and full-width forms
 _WRAPPED = re.compile(rf"(?<={_WIDE})[ \t]*[\r\n]\s*(?={_WIDE})")
 
@@ -36,34 +42,60 @@ def read_html(data: bytes) -> Page:
     Lines are those of paragraphs, list items and rows, whatever lines the file has.
 
     Raises:
-        InvalidInputError: it is no text.
+        InvalidInputError: it is no text, or no HTML that can be read.
     """
     from bs4 import BeautifulSoup
     from bs4.dammit import EncodingDetector
-    from bs4.element import NavigableString
+    from bs4.exceptions import ParserRejectedMarkup
 
     text = decode(data, EncodingDetector.find_declared_encoding(data, is_html=True))
-    page = BeautifulSoup(text.replace("\0", ""), "html.parser")
+    try:
+        page = BeautifulSoup(text.replace("\0", ""), "html.parser")
+    except (ParserRejectedMarkup, RecursionError) as error:
+        raise InvalidInputError("it is no HTML that can be read. Save it anew in a browser.") from error
     title = " ".join(page.title.get_text().split()) if page.title is not None else ""
-    root = page.find("main") or page.body or page
-    for each in root(LEFT_OUT):
-        each.decompose()
-    for string in root.find_all(string=True):
-        if type(string) is not NavigableString:  # a comment
-            string.extract()
-        elif string.find_parent("pre") is None:
-            string.replace_with(re.sub(r"[ \t\r\n\f]+", " ", _WRAPPED.sub("", string)))
-    for block in root(_BLOCKS):
-        level = _HEADINGS.get(block.name)
-        if level is not None:
-            words = " ".join(block.get_text().split())
-            block.string = f"\0{level}{words}" if words else ""
-        block.insert_before("\n")
-        block.insert_after("\n")
-    for cell in root(_CELLS):
-        cell.insert_after(" ")
-    lines = (line.rstrip() for line in root.get_text().split("\n"))
+    text = "".join(_pieces(page.find("main") or page.body or page))
+    lines = (line.rstrip() for line in text.split("\n"))
     return Page(title, _sections([line for line in lines if line.strip()]))
+
+
+def _pieces(root: Tag) -> Iterator[str]:
+    """Text of a page, a line break around each block, and a heading's level before it.
+
+    A walk that changes nothing: to insert something costs time that grows with a page's length.
+    """
+    from bs4.element import NavigableString, Tag
+
+    heading = ""  # that the walk is in
+    n_pre = 0
+    stack = [(root, iter(root.contents))]
+    while stack:
+        tag, children = stack[-1]
+        child = next(children, None)
+        if child is None:
+            stack.pop()
+            n_pre -= tag.name == "pre"
+            if tag.name == heading:
+                heading = ""
+            yield " " if tag.name in _CELLS else _border(tag.name, heading)
+        elif isinstance(child, Tag):
+            if child.name in LEFT_OUT:
+                continue
+            yield _border(child.name, heading)
+            if child.name in _HEADINGS and not heading:
+                heading = child.name
+                yield f"\0{_HEADINGS[heading]}"
+            n_pre += child.name == "pre"
+            stack.append((child, iter(child.contents)))
+        elif type(child) is NavigableString:  # and no comment
+            yield str(child) if n_pre else _SPACES.sub(" ", _WRAPPED.sub("", child))
+
+
+def _border(name: str, heading: str) -> str:
+    """What lies before and behind an element; a heading is one line."""
+    if name not in _BLOCKS:
+        return ""
+    return " " if heading else "\n"
 
 
 def _sections(lines: list[str]) -> list[Section]:
@@ -75,7 +107,8 @@ def _sections(lines: list[str]) -> list[Section]:
         if heading is None:
             found[-1][1].append(line.strip(" "))
             continue
-        level = int(heading[1])
-        above = [each for each in above if each[0] < level] + [(level, heading[2].strip())]
-        found.append((tuple(words for _, words in above), []))
+        if words := " ".join(heading[2].split()):
+            level = int(heading[1])
+            above = [each for each in above if each[0] < level] + [(level, words)]
+            found.append((tuple(words for _, words in above), []))
     return [Section(headings, "\n".join(text)) for headings, text in found]

@@ -6,12 +6,14 @@ import datetime
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _FRONT = re.compile(r"---[ \t]*\n(?P<yaml>(?:.*\n)*?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
 MAX_FRONT = 20_000  # characters; a longer one is text
+MAX_DEPTH = 20  # of brackets: the time that YAML takes grows with its square
 
 
 class Section(NamedTuple):
@@ -40,6 +42,8 @@ def front_matter(text: str) -> FrontMatter:
         return FrontMatter({}, text)
     import yaml
 
+    if _depth(found["yaml"]) > MAX_DEPTH:
+        return FrontMatter({}, text, "its front matter is nested too deeply, so it is read as text")
     try:
         # An alias may make a thousand values of one, and those a thousand each.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(found["yaml"], yaml.SafeLoader)):
@@ -51,6 +55,12 @@ def front_matter(text: str) -> FrontMatter:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February
         reason = " ".join(str(error).split())
         return FrontMatter({}, text, f"its front matter is not YAML, so it is read as text ({reason})")
+
+
+def _depth(yaml: str) -> int:
+    """How many brackets are open at most, those in strings too."""
+    depths = accumulate((char in "[{") - (char in "]}") for char in yaml)
+    return max(depths, default=0)
 
 
 def _plain(value: Any) -> Any:
