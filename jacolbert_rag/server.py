@@ -6,6 +6,7 @@ description is at /openapi.json, and a page of it at /docs.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import ipaddress
 import json
@@ -25,12 +26,13 @@ from jacolbert_rag.config import SearchMode
 from jacolbert_rag.datatypes import Document, Hit
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError, OptionalDependencyError
 from jacolbert_rag.retriever import JaColBERTRetriever
+from jacolbert_rag.searches import Searches
 
 try:
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Query, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, Response
+    from fastapi.responses import JSONResponse, RedirectResponse, Response
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -55,12 +57,15 @@ SHUTDOWN_S = 5  # for requests that are under way
 BEARER = HTTPBearer(auto_error=False, description="the token that the server was started with")
 
 
-class AsciiJSON(JSONResponse):
-    """JSON whose text is escaped: a document may hold half a surrogate pair, which UTF-8 cannot."""
+class PlainJSON(JSONResponse):
+    """JSON that people can read; escaped where a document holds half a surrogate pair, which UTF-8 cannot."""
 
     def render(self, content: Any) -> bytes:
         """See starlette."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        try:
+            return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class _Body(BaseModel):
@@ -184,11 +189,12 @@ def make_app(
             "the token has characters beyond ASCII, which no header can hold. Name another."
         )
     writers = threading.BoundedSemaphore(MAX_WRITERS)
+    searches = Searches(retriever)
     app = FastAPI(
         title="jacolbert_rag",
         version=jacolbert_rag.__version__,
         description="Japanese late-interaction search.",
-        default_response_class=AsciiJSON,
+        default_response_class=PlainJSON,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
     )
@@ -218,22 +224,29 @@ def make_app(
     }
     if token is not None:
         problems[401] = {"model": Problem, "description": "the token is missing or wrong"}
-    writing = {**problems, 503: {"model": Problem, "description": "the index cannot be written now"}}
+    reading = {**problems, 415: {"model": Problem, "description": "the body is not said to be JSON"}}
+    deleting = {**problems, 503: {"model": Problem, "description": "the index cannot be written now"}}
+    writing = {**reading, **deleting}
+
+    @app.get("/", include_in_schema=False)
+    def start() -> Response:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
-    def docs() -> Response:
-        return Response(described(app.openapi()), media_type="text/html; charset=utf-8")
+    def docs(request: Request) -> Response:
+        page = described(app.openapi(), str(request.base_url).rstrip("/"), needs_token=token is not None)
+        return Response(page, media_type="text/html; charset=utf-8", headers={"X-Frame-Options": "DENY"})
 
     @app.get("/health")
     def health() -> Health:
         """Whether the index can be read, and how many documents it has."""
         return Health(status="ok", documents=len(retriever), version=jacolbert_rag.__version__)
 
-    @app.post("/search", dependencies=secured, responses=problems)
-    def search(asked: SearchRequest) -> SearchAnswer:
+    @app.post("/search", dependencies=secured, responses=reading)
+    async def search(asked: SearchRequest) -> SearchAnswer:
         """The documents that answer a question best."""
         start = time.perf_counter()
-        hits = retriever.search(
+        found = searches.submit(
             asked.query,
             asked.k,
             mode=asked.mode,
@@ -241,6 +254,7 @@ def make_app(
             highlight=asked.highlight,
             abstain=asked.abstain,
         )
+        hits = await asyncio.wrap_future(found)
         took_ms = 1_000 * (time.perf_counter() - start)
         return SearchAnswer(hits=[_found(hit) for hit in hits], took_ms=took_ms)
 
@@ -259,7 +273,7 @@ def make_app(
         with _one_of(writers):
             return AddAnswer(changed=retriever.upsert(documents, split=given.split))
 
-    @app.delete("/documents", dependencies=secured, responses=writing)
+    @app.delete("/documents", dependencies=secured, responses=deleting)
     def delete(id: Annotated[list[str], Query(max_length=MAX_DOCUMENTS)]) -> DeleteAnswer:
         """Delete documents by id, with their chunks; unknown ids are passed over."""
         with _one_of(writers):
@@ -279,29 +293,112 @@ def _one_of(writers: threading.BoundedSemaphore) -> Iterator[None]:
         writers.release()
 
 
-def described(openapi: Mapping[str, Any]) -> str:
-    """A page of an OpenAPI description that asks for nothing from anywhere."""
+_PAGE_STYLE = (
+    "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
+    "pre,textarea{background:#f1f5f9;color:#0f172a;padding:.75rem;overflow:auto;width:100%;box-sizing:border-box;"
+    "border:0;font:14px/1.5 ui-monospace,monospace;white-space:pre-wrap}h2{margin-top:2.5rem}"
+    "input{font:inherit;padding:.25rem .5rem}button{font:inherit;padding:.25rem 1rem}"
+)
+_PAGE_SCRIPT = """
+document.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const form = event.target, said = form.querySelector("output");
+  const method = form.dataset.method;
+  if (method === "DELETE" && !confirm("DELETE " + form.dataset.path + "?")) return;
+  const token = document.getElementById("token"), headers = {};
+  if (token && token.value) headers.Authorization = "Bearer " + token.value;
+  const options = { method, headers };
+  let address = form.dataset.path.slice(1);
+  if (form.elements.body) {
+    headers["Content-Type"] = "application/json";
+    options.body = form.elements.body.value;
+  }
+  if (form.elements.id) address += "?" + new URLSearchParams({ id: form.elements.id.value });
+  try {
+    const answer = await fetch(address, options);
+    const text = await answer.text();
+    let shown = text;
+    try { shown = JSON.stringify(JSON.parse(text), null, 1); } catch {}
+    said.textContent = answer.status + "\\n" + shown;
+  } catch (error) { said.textContent = String(error); }
+});
+"""
+
+
+def described(openapi: Mapping[str, Any], address: str, *, needs_token: bool) -> str:
+    """A page of an OpenAPI description, to read and to try, that asks for nothing from anywhere else.
+
+    Args:
+        openapi: the description.
+        address: that the server is called at.
+        needs_token: whether it asks for one.
+    """
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>HTTP API</title><meta name=viewport "
-        "content='width=device-width'><style>body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;"
-        "margin:2rem auto;padding:0 1rem}"
-        "pre{background:#f1f5f9;color:#0f172a;padding:.75rem;overflow:auto}</style>",
+        f"content='width=device-width'><style>{_PAGE_STYLE}</style>",
         f"<h1>{escape(openapi['info']['title'])} {escape(openapi['info']['version'])}</h1>"
         "<p>For programs: <a href=openapi.json>openapi.json</a></p>",
     ]
+    if needs_token:
+        parts.append("<p><label>Token: <input id=token type=password autocomplete=off></label></p>")
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
             parts.append(f"<p>{escape(operation.get('description', ''))}</p>")
-            for parameter in operation.get("parameters", ()):
-                shown = json.dumps(parameter["schema"], ensure_ascii=False)
-                parts.append(f"<p>?{escape(parameter['name'])}=</p><pre>{escape(shown)}</pre>")
+            parts.append(_trial(openapi, path, method, operation, address, needs_token=needs_token))
             if "requestBody" in operation:
-                parts.append(f"<p>Body:</p>{_schema(openapi, operation['requestBody'])}")
+                parts.append(f"<details><summary>Body</summary>{_schema(openapi, operation['requestBody'])}")
+                parts.append("</details>")
             for status, answer in operation["responses"].items():
-                parts.append(f"<p>{escape(status)}: {escape(answer['description'])}</p>")
-                parts.append(_schema(openapi, answer) if status == "200" else "")
-    return "".join(parts)
+                said = f"{escape(status)}: {escape(answer['description'])}"
+                if status == "200":
+                    parts.append(f"<details><summary>{said}</summary>{_schema(openapi, answer)}</details>")
+                else:
+                    parts.append(f"<p>{said}</p>")
+    return "".join([*parts, f"<script>{_PAGE_SCRIPT}</script>"])
+
+
+def _trial(
+    openapi: Mapping[str, Any],
+    path: str,
+    method: str,
+    operation: Mapping[str, Any],
+    address: str,
+    *,
+    needs_token: bool,
+) -> str:
+    """An operation as a command, and as a form."""
+    command = ["curl"]
+    field = ""
+    if operation.get("parameters"):
+        command += ["-G", "--data-urlencode 'id=ID'"]
+        field = "<p><label>id: <input name=id required></label></p>"
+    if method not in ("get", "post"):
+        command.append(f"-X {method.upper()}")
+    command.append(f"'{address}{path}'")
+    if needs_token and "security" in operation:
+        command.append("-H 'Authorization: Bearer TOKEN'")
+    if "requestBody" in operation:
+        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        body = json.dumps(_example(openapi, name), ensure_ascii=False)
+        command += ["-H 'Content-Type: application/json'", f"-d '{body}'"]
+        field = f"<textarea name=body rows=4 aria-label=Body>{escape(body)}</textarea>"
+    return (
+        f"<pre>{escape(' '.join(command))}</pre><form data-method={method.upper()} data-path={escape(path)}>"
+        f"{field}<button>Try</button><pre><output></output></pre></form>"
+    )
+
+
+def _example(openapi: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A body of what a description has an example for, but for what may be null, which asks for less."""
+    schema = openapi["components"]["schemas"][name]
+    found: dict[str, Any] = {}
+    for key, each in schema["properties"].items():
+        if "examples" in each and "anyOf" not in each:
+            found[key] = each["examples"][0]
+        elif "items" in each and "$ref" in each["items"]:
+            found[key] = [_example(openapi, each["items"]["$ref"].rpartition("/")[2])]
+    return found
 
 
 def _schema(openapi: Mapping[str, Any], holder: Mapping[str, Any]) -> str:
@@ -364,7 +461,7 @@ class LimitedBody:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"the request is longer than {self._max_bytes:,} bytes. Send its documents in parts."
-        await AsciiJSON({"detail": detail}, 413)(scope, receive, send)
+        await PlainJSON({"detail": detail}, 413)(scope, receive, send)
 
 
 class _TooLong(Exception):
@@ -375,24 +472,33 @@ def _answer_errors(app: FastAPI) -> None:
     """Errors as one detail, in words."""
 
     def refused(request: Request, error: Exception) -> Response:
-        return AsciiJSON({"detail": str(error)}, 422)
+        return PlainJSON({"detail": str(error)}, 422)
 
     def unreadable(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and "json" not in kind.lower():
+            return PlainJSON(
+                {
+                    "detail": f"The body is said to be {kind or 'of no type'}; send it with the header "
+                    "Content-Type: application/json"
+                },
+                415,
+            )
         # What was sent is not sent back: it may be what JSON cannot hold.
         said = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        return AsciiJSON({"detail": "; ".join(said)}, 422)
+        return PlainJSON({"detail": "; ".join(said)}, 422)
 
     def unwritable(request: Request, error: Exception) -> Response:
-        return AsciiJSON({"detail": str(error)}, 503)
+        return PlainJSON({"detail": str(error)}, 503)
 
     def told(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers: Mapping[str, str] | None = error.headers
-        return AsciiJSON({"detail": error.detail}, error.status_code, headers=headers)
+        return PlainJSON({"detail": error.detail}, error.status_code, headers=headers)
 
     def too_deep(request: Request, error: Exception) -> Response:
-        return AsciiJSON(
+        return PlainJSON(
             {"detail": "the filter is nested too deeply. Write it with $in or $and of a list."}, 422
         )
 
@@ -498,20 +604,32 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         InvalidInputError: the address cannot be listened at.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # who calls from now on waits for an answer
-    except OSError as error:
-        listener.close()
-        raise InvalidInputError(
-            f"{host}:{port} cannot be served at ({error}). Pass another --port."
-        ) from error
-    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    listener = listening(host, port)
+    shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
     sys.stderr.write(f"http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)\n")
     log = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     log["handlers"]["access"]["stream"] = "ext://sys.stderr"
     config = uvicorn.Config(app, log_config=log, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at which callers wait for an answer from now on.
+
+    Raises:
+        InvalidInputError: the address cannot be listened at.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP: asyncio sends at once on such sockets alone, and else a client that keeps its connection
+    # waits 40 ms for the second part of each answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise InvalidInputError(
+            f"{host}:{port} cannot be served at ({error}). Pass another --port."
+        ) from error
+    return listener

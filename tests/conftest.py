@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import string
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +161,17 @@ def demo_retriever(tmp_path_factory: pytest.TempPathFactory) -> JaColBERTRetriev
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "INDEX", tmp_path_factory.mktemp("demo") / "index")
         return demo.build_demo()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium")
+    with sync.sync_playwright() as playwright:
+        # As root, as in a container, Chromium has no sandbox.
+        args = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=found, args=args)
+        yield opened
+        opened.close()

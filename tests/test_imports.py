@@ -103,7 +103,8 @@ ALLOWED: dict[str, set[str]] = {
     "sources.update": BASE | {"encode.splitter", "progress", "retriever", "sources.files", "sources.formats",
                               "sources.names"},
     "terminal": BASE | {"doctor", "index.stats"},
-    "server": BASE | {"retriever"},
+    "searches": BASE | {"retriever"},
+    "server": BASE | {"retriever", "searches"},
     "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "index", "index.filters",
                    "index.index", "index.layout", "index.stats", "server", "sources.json_lines", "terminal"},
 }  # fmt: skip

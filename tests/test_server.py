@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from jacolbert_rag import server
+from jacolbert_rag.searches import Searches
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,9 @@ def test_bodies_of_other_kinds_and_deep_filters(client: TestClient) -> None:
     """A page of another site may send text without being asked; only what says that it is JSON is read."""
     body = '{"documents": [{"text": "文。"}]}'
     for headers in ({}, {"Content-Type": "text/plain"}):
-        assert client.post("/documents", content=body, headers=headers).status_code == 422
+        answer = client.post("/documents", content=body, headers=headers)
+        assert answer.status_code == 415
+        assert "Content-Type: application/json" in answer.json()["detail"]
     deep: dict[str, Any] = {"n": 1}
     for _ in range(900):
         deep = {"$not": deep}
@@ -186,6 +191,14 @@ def test_an_address_that_is_taken_and_names_of_a_proxy(engine: JaColBERTRetrieve
     assert "127.0.0.2" in (server.allowed_hosts("127.0.0.2", ()) or [])
 
 
+def test_answers_do_not_wait_to_be_acknowledged() -> None:
+    """asyncio looks at the protocol that a socket was made with; see `asyncio.base_events._set_nodelay`."""
+    with server.listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+
+
 def test_read_only_and_full_disks(engine: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = TestClient(server.make_app(engine, read_only=True))
     assert reader.post("/documents", json={"documents": [{"text": "文。"}]}).status_code == 405
@@ -207,7 +220,67 @@ def test_its_description_is_whole(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "POST /search" in page
     assert "経費の精算はいつまで？" in page
-    assert "http" not in page.replace("openapi.json", "").split("</style>")[1].replace("HTTP", "")
+    assert set(re.findall("https?://[a-z]*", page)) == {"http://testserver"}
+    assert client.get("/", follow_redirects=False).headers["location"] == "docs"
+    # What it shows works as it is.
+    body = html.unescape(re.search("<textarea[^>]*>([^<]*)", page)[1])
+    assert client.post("/search", json=json.loads(body)).json()["hits"]
+    assert f"-d '{body}'" in html.unescape(page)
+
+
+def test_answers_are_in_characters(client: TestClient) -> None:
+    answer = client.post("/search", json={"query": "富士山", "k": 1}).content
+    assert "山".encode() in answer
+
+
+def test_searches_go_together_and_fail_alone(engine: JaColBERTRetriever, monkeypatch: Any) -> None:
+    engine.add([Document(f"s{i}", text) for i, text in enumerate(SENTENCES)])
+    alone = [[hit.id for hit in engine.search(text, 2, mode="hybrid")] for text in SENTENCES[:5]]
+    searches = Searches(engine, max_batch=4)
+    free, batches = threading.Event(), []
+    search_many = engine.search_many
+
+    def watched(queries: list[str], *args: Any, **kwargs: Any) -> Any:
+        batches.append(len(queries))
+        free.wait(30)
+        return search_many(queries, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "search_many", watched)
+    first = searches.submit("先頭", 1, mode="hybrid")
+    while not batches:
+        time.sleep(0.001)
+    asked = [searches.submit(text, 2, mode="hybrid") for text in SENTENCES[:5]]
+    odd = [searches.submit(SENTENCES[0], 3, mode="bm25"), searches.submit(" ", 2, mode="hybrid")]
+    gone = searches.submit("去る", 2, mode="hybrid")
+    assert gone.cancel()
+    free.set()
+    assert len(first.result(30)) == 1
+    assert [[hit.id for hit in found.result(30)] for found in asked] == alone
+    assert odd[0].result(30)[0].text == SENTENCES[0]
+    with pytest.raises(InvalidInputError, match="no text"):
+        odd[1].result(30)
+    # Four of the five go together; the fifth with the blank one, which fails, so each is done again alone.
+    assert batches == [1, 4, 2, 1, 1, 1]
+
+
+@pytest.mark.web
+def test_the_api_is_tried_on_its_page(browser: Any, engine: JaColBERTRetriever) -> None:
+    engine.add([Document("規程-12", "経費の領収書は翌月5日までに出す。")])
+    with running(server.make_app(engine, token="秘密でない".encode().hex())) as address:
+        page = browser.new_page()
+        page.goto(address)
+        assert page.url == f"{address}/docs"
+        form = page.locator("form[data-path='/search']")
+        form.get_by_role("button").click()
+        form.get_by_text("401").wait_for()
+        page.get_by_label("Token").fill("秘密でない".encode().hex())
+        form.get_by_role("button").click()
+        form.get_by_text("経費の領収書は翌月5日までに出す。").wait_for()
+        one = page.locator("form[data-method=GET][data-path='/documents']")
+        one.get_by_label("id").fill("規程-12")
+        one.get_by_role("button").click()
+        one.get_by_text("経費の領収書").wait_for()
+        page.close()
 
 
 @pytest.mark.web

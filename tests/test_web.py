@@ -249,20 +249,6 @@ def test_citations_and_what_a_document_says_are_escaped() -> None:
 # The page in a browser.
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium")
-    with sync.sync_playwright() as playwright:
-        # As root, as in a container, Chromium has no sandbox.
-        args = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=found, args=args)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A page that may ask this machine only; that it asks no other is looked at when the test ends."""

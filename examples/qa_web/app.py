@@ -27,6 +27,7 @@ from examples.demo import QUESTIONS
 from examples.qa_web.model import ChatModel, ModelError
 from examples.qa_web.texts import JA, LANGUAGES, Texts
 from jacolbert_rag import Document, Hit, InvalidInputError, JaColBERTError, JaColBERTRetriever
+from jacolbert_rag.searches import Searches
 from jacolbert_rag.server import LOCAL_HOSTS, MAX_TEXT, LimitedBody
 from jacolbert_rag.sources import SUFFIXES, content_of, replace_files
 
@@ -84,6 +85,7 @@ class Bot:
         self.model = model
         self._waiting: OrderedDict[str, Turn] = OrderedDict()
         self._sources: list[str] | None = None
+        self._searches = Searches(retriever)
         self._calibrate()
 
     def sources(self) -> list[str]:
@@ -113,7 +115,8 @@ class Bot:
         """Find passages; where no model is to write an answer, it is there already."""
         start = time.perf_counter()
         chosen = {"$or": [{"source": source}, {"section": source}]} if source else None
-        hits = self.retriever.search(question, N_PASSAGES, mode="hybrid", filter=chosen, highlight=True)
+        found = self._searches.submit(question, N_PASSAGES, mode="hybrid", filter=chosen, highlight=True)
+        hits = found.result()
         took_ms = 1_000 * (time.perf_counter() - start)
         # What `abstain=True` would return nothing for is shown below, as what it may be.
         threshold = self.retriever.threshold("hybrid")
