@@ -1,7 +1,7 @@
 """Command line: a folder in BEIR layout from your own questions and passages.
 
     python -m evals.init my_eval --pairs faq.csv        # columns are found by their names
-    python -m evals.init my_eval --pairs pairs.jsonl --question 質問 --passage 回答 --documents all.jsonl
+    python -m evals.init my_eval --pairs pairs.jsonl --question 質問 --passage 回答 --documents handbook/
 
 Each pair is a question and a passage that answers it; --documents adds passages that nobody asked for, among
 which the right one must be found. Equal passages are one. Then: evals.run --data my_eval --split test
@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Annotated
 import typer
 
 from evals.options import fail
+from jacolbert_rag import sources
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 
@@ -29,6 +31,7 @@ from jacolbert_rag.errors import InvalidInputError, JaColBERTError
 QUESTIONS = ("question", "query", "質問", "問い", "クエリ", "q")
 PASSAGES = ("passage", "answer", "text", "document", "content", "回答", "本文", "文書", "段落", "a")
 TITLES = ("title", "タイトル", "題名", "見出し", "件名")
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,7 +50,11 @@ def main(
     folder: Annotated[Path, typer.Argument(help="to make", metavar="FOLDER")],
     pairs: Annotated[Path, typer.Option(help="CSV, TSV or JSON lines: a question and its passage a row.")],
     documents: Annotated[
-        Path | None, typer.Option(help="More passages, in the same formats; no questions.")
+        Path | None,
+        typer.Option(
+            help="More passages, among which the right one must be found: in the same formats, or a file or "
+            "a folder of text, Markdown, HTML and PDF."
+        ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="Column of questions.")] = None,
     passage: Annotated[str | None, typer.Option(help="Column of passages.")] = None,
@@ -59,8 +66,16 @@ def main(
         n_questions, n_passages = make(folder, pairs, documents, question, passage, title, split)
     except JaColBERTError as error:
         raise fail(error) from error
+    if documents is None:
+        typer.echo(
+            "Note: the pairs' own passages are few, so every search finds the right one among them, and "
+            "figures will be near 1. Add what it is to be found among: --documents FOLDER.",
+            err=True,
+        )
     typer.echo(f"{folder}: {n_questions:,} questions, {n_passages:,} passages. Now:", err=True)
-    typer.echo(f"python -m evals.run --data {shlex.quote(str(folder))} --split {shlex.quote(split)}")
+    python = sys.orig_argv[0] if sys.orig_argv else "python"  # as it was called
+    command = [python, "-m", "evals.run", "--data", str(folder), "--split", split]
+    typer.echo(shlex.join(command))
 
 
 class Passages:
@@ -143,11 +158,19 @@ def read_pairs(path: Path, question: str | None, passage: str | None, title: str
 
 
 def read_passages(path: Path, passage: str | None, title: str | None) -> list[tuple[str, str]]:
-    """Titles and texts of a file, those without text left out.
+    """Titles and texts of a file or a folder, those without text left out.
+
+    Args:
+        path: a table, or what `jacolbert index` reads: sections of Markdown and HTML, pages of PDF, texts.
+        passage: the table's column of passages; None finds it by its name.
+        title: its column of titles.
 
     Raises:
         InvalidInputError: it cannot be read, or has no column of passages.
     """
+    if path.is_dir() or path.suffix.lower() not in TABLES:
+        found = (sources.documents_of(file).documents for file in sources.files_of([path]).paths)
+        return [(each.title, each.text) for documents in found for each in documents if each.text.strip()]
     rows = read_rows(path)
     says = column(path, rows, passage, PASSAGES, "passage")
     heads = column(path, rows, title, TITLES, "title") if title is not None else _known(rows, TITLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,37 @@ def test_pairs_become_a_folder_that_can_be_measured(tmp_path: Path) -> None:
     done = call(init.app, tmp_path / "eval", "--pairs", pairs, "--documents", more)
     assert done.exit_code == 0, done.output
     assert "3 questions, 3 passages" in done.stderr
-    assert done.stdout.strip() == f"python -m evals.run --data {tmp_path / 'eval'} --split test"
+    assert "near 1" not in done.stderr
+    assert done.stdout.strip() == f"{sys.orig_argv[0]} -m evals.run --data {tmp_path / 'eval'} --split test"
     task = load_task(tmp_path / "eval", "test")
     assert list(task.queries.values()) == ["申請は, いつまで?", "誰に聞く?", "締切は?"]
     assert [document.passage for document in task.documents] == [
         "経費 翌月の5日までです。\n遅れないこと。", "総務部です。", "別の文書。",
     ]  # fmt: skip
     assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d1": 1}}
+
+
+def test_a_folder_of_documents_is_what_answers_are_found_among(tmp_path: Path) -> None:
+    pairs, folder = put(tmp_path / "faq.csv", CSV), tmp_path / "規程"
+    alone = call(init.app, tmp_path / "alone", "--pairs", pairs)
+    assert "figures will be near 1" in alone.stderr
+    folder.mkdir()
+    put(folder / "経費.md", "---\ntitle: 経費規程\n---\n# 精算\n月末まで。\n# 出張\n事前に申請する。\n")
+    put(folder / "窓口.txt", "総務部です。")
+    put(folder / "空.html", "<p> </p>")
+    done = call(init.app, tmp_path / "eval", "--pairs", pairs, "--documents", folder)
+    assert done.exit_code == 0, done.output
+    task = load_task(tmp_path / "eval", "test")
+    assert [(document.title, document.text) for document in task.documents] == [
+        ("経費", "翌月の5日までです。\n遅れないこと。"), ("窓口", "総務部です。"),
+        ("経費規程 / 精算", "月末まで。"), ("経費規程 / 出張", "事前に申請する。"),
+    ]  # fmt: skip
+    done = call(init.app, tmp_path / "one", "--pairs", pairs, "--documents", folder / "経費.md")
+    assert "4 passages" in done.stderr
+    put(folder / "壊れた.pdf", "%PDF")
+    done = call(init.app, tmp_path / "no", "--pairs", pairs, "--documents", folder)
+    assert done.exit_code == 2
+    assert "壊れた.pdf: it is no PDF" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,7 +160,10 @@ def test_a_passage_with_and_without_its_title_is_one() -> None:
 def test_the_command_to_run_next_is_quoted(tmp_path: Path) -> None:
     pairs = put(tmp_path / "a.csv", "question,passage\n湖は?,琵琶湖\n")
     done = call(init.app, tmp_path / "社内 文書", "--pairs", pairs)
-    assert done.stdout.strip() == f"python -m evals.run --data '{tmp_path / '社内 文書'}' --split test"
+    assert (
+        done.stdout.strip()
+        == f"{sys.orig_argv[0]} -m evals.run --data '{tmp_path / '社内 文書'}' --split test"
+    )
 
 
 # Two systems compared.
