@@ -14,7 +14,8 @@ import click
 import pytest
 import typer
 
-from evals.tables import README, ROOT, read_results, with_table
+from evals.tables import JAPANESE, README, ROOT, WHOLE, read_results, short, with_tables
+from evals.tables import markdown as whole
 from jacolbert_rag import CandidateConfig, SearchConfig, StoreConfig
 from jacolbert_rag.encode import checkpoint
 from jacolbert_rag.index.quantize import BITS
@@ -77,11 +78,13 @@ def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
         sub.make_context(name, rest, parent=context)
 
 
-def test_readme_table_is_generated() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_tables_of_results_are_generated() -> None:
     results = read_results()
     assert {row["dataset"] for row in results} >= {"demo", "jsquad", "jaquad"}
-    assert with_table(text, results) == text
+    for path, table in ((README, short(results)), (JAPANESE, short(results)), (WHOLE, whole(results))):
+        text = path.read_text(encoding="utf-8")
+        assert table in text, path
+        assert with_tables(text, results) == text, path
 
 
 def test_results_are_of_one_model_which_is_the_bundled_one() -> None:
