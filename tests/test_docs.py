@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import click
@@ -59,16 +60,23 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in found]
 
 
+@cache
+def help_of(module: str) -> str:
+    """What a module says of itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_commands_of_the_docs_are_taken(command: list[str]) -> None:
     module, *args = command
     if module.startswith(("examples.", "training.")):
         # These have no typer: whether --help names the options.
-        done = subprocess.run(
-            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert all(arg.partition("=")[0] in done.stdout for arg in args if arg.startswith("--"))
+        said = help_of(module)
+        assert all(arg.partition("=")[0] in said for arg in args if arg.startswith("--"))
         return
     app = typer.main.get_command(importlib.import_module(module).app)
     context = app.make_context(module, args)  # an option that is not there is an error
