@@ -297,7 +297,8 @@ _PAGE_STYLE = (
     "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
     "pre,textarea{background:#f1f5f9;color:#0f172a;padding:.75rem;overflow:auto;width:100%;box-sizing:border-box;"
     "border:0;font:14px/1.5 ui-monospace,monospace;white-space:pre-wrap}h2{margin-top:2.5rem}"
-    "pre:has(output:empty){display:none}input{font:inherit;padding:.25rem .5rem}button{font:inherit;padding:.25rem 1rem}"
+    "pre:has(output:empty){display:none}"
+    "input{font:inherit;padding:.25rem .5rem}button{font:inherit;padding:.25rem 1rem}"
 )
 _PAGE_SCRIPT = """
 document.addEventListener("submit", async (event) => {
