@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -340,7 +341,7 @@ def test_a_folder_that_moved_keeps_its_name_and_another_gets_a_number(tmp_path: 
     (tmp_path / "甲").rename(tmp_path / "丙")
     names.add(tmp_path / "丙" / "規程")
     assert names.name_of(tmp_path / "丙" / "規程" / "一.md") == "規程/一.md"
-    assert len(names.notes) == 1
+    assert names.notes[1:] == [f"規程 is {tmp_path / '丙' / '規程'} now; it was {tmp_path / '甲' / '規程'}."]
 
 
 def test_a_file_first_and_then_its_folder(tmp_path: Path) -> None:
@@ -353,6 +354,20 @@ def test_a_file_first_and_then_its_folder(tmp_path: Path) -> None:
     names.add(tmp_path / "規程")
     assert {path: names.name_of(path) for path in before} == before
     assert names.starts_within(tmp_path / "規程") == ["規程/", "下/"]
+
+
+def test_links_and_what_is_no_file(tmp_path: Path, retriever: JaColBERTRetriever) -> None:
+    make(tmp_path, "外/一.md", "規程/二.md", "外/下/三.md")
+    (tmp_path / "規程" / "一.md").symlink_to(tmp_path / "外" / "一.md")
+    (tmp_path / "規程" / "無い.md").symlink_to(tmp_path / "無い.md")
+    (tmp_path / "規程" / "下").symlink_to(tmp_path / "外" / "下")
+    (tmp_path / "規程" / "輪").symlink_to(tmp_path / "規程")
+    (tmp_path / "近道").symlink_to(tmp_path / "規程")
+    os.mkfifo(tmp_path / "規程" / "管.md")
+    sources.index_files(retriever, [tmp_path / "規程"])
+    assert retriever.ids() == ["規程/一.md#題", "規程/二.md#題"]
+    done = sources.index_files(retriever, [tmp_path / "近道", tmp_path / "規程" / "一.md"])
+    assert (done.n_changed, done.n_unchanged) == (0, 2)
 
 
 def test_names_are_composed(tmp_path: Path) -> None:
@@ -383,6 +398,7 @@ def test_an_index_follows_a_folder(tmp_path: Path, retriever: JaColBERTRetriever
     done = sources.index_files(retriever, [tmp_path / "規程"])
     assert (done.n_changed, done.n_unchanged, done.n_deleted) == (3, 0, 0)
     assert (done.problems, done.notes, dict(done.others)) == ([], [], {".xlsx": 1})
+    assert "規程 is" not in str(sources.index_files(retriever, [tmp_path / "規程" / "一.md"]).notes)
     assert {"規程/一.md#題", "規程/下/二.html", "規程/五.txt"} < set(retriever.ids())
     assert len(retriever) == 5
     assert sources.index_files(retriever, [str(tmp_path / "規程")]).n_changed == 0

@@ -190,7 +190,7 @@ def test_uploads_that_are_refused(own: JaColBERTRetriever) -> None:
     answer = send("../../etc/規程.txt", "ドローンの持ち込みは総務部の許可が要る。".encode())
     assert "規程.txt を加えました" in answer.text
     assert "../" not in answer.text
-    assert own.ids("uploads/") == ["uploads/規程.txt"]
+    assert own.ids("upload:/") == ["upload:/規程.txt"]
 
 
 def test_only_what_was_added_here_is_removed(own: JaColBERTRetriever) -> None:
@@ -199,22 +199,22 @@ def test_only_what_was_added_here_is_removed(own: JaColBERTRetriever) -> None:
     n = len(own)
     client.post("/documents", files={"files": ("一.md", "# 甲\n一。\n# 乙\n二。".encode())})
     client.post("/documents", files={"files": ("二.txt", "領収書は五日まで。".encode("cp932"))})
-    assert own.ids("uploads/") == ["uploads/一.md#乙", "uploads/一.md#甲", "uploads/二.txt"]
+    assert own.ids("upload:/") == ["upload:/一.md#乙", "upload:/一.md#甲", "upload:/二.txt"]
     # A file that is sent again says what it says now.
     client.post("/documents", files={"files": ("一.md", "# 甲\n一。".encode())})
-    assert own.ids("uploads/") == ["uploads/一.md#甲", "uploads/二.txt"]
+    assert own.ids("upload:/") == ["upload:/一.md#甲", "upload:/二.txt"]
 
     def remove(name: str, **headers: str) -> Any:
         return client.post("/documents/remove", data={"name": name}, headers=headers)
 
-    assert "一.md を削除しました" in remove("uploads/一.md").text
-    assert own.ids("uploads/") == ["uploads/二.txt"]
-    for name in ("uploads/一.md", "規程集/一.md", "", "uploads/"):
+    assert "一.md を削除しました" in remove("upload:/一.md").text
+    assert own.ids("upload:/") == ["upload:/二.txt"]
+    for name in ("upload:/一.md", "規程集/一.md", "", "upload:/"):
         assert "すでに削除されています" in remove(name).text
-    assert remove("uploads/二.txt", Origin="http://evil.test").status_code == 403
+    assert remove("upload:/二.txt", Origin="http://evil.test").status_code == 403
     assert len(own) == n + 1
     closed = TestClient(web.make_app(own, hosts=None, may_add=False))
-    assert closed.post("/documents/remove", data={"name": "uploads/二.txt"}).status_code == 404
+    assert closed.post("/documents/remove", data={"name": "upload:/二.txt"}).status_code == 404
 
 
 def test_few_documents_refuse_nothing_and_that_is_said(own: JaColBERTRetriever) -> None:
@@ -385,7 +385,7 @@ def test_add_a_document_and_find_it(page: Any, own: JaColBERTRetriever, tmp_path
         page.get_by_role("button", name="加える").click()
         page.get_by_text("ドローン規程.md を加えました").wait_for()
         assert "319 件" in page.locator("#count").inner_text()
-        page.get_by_label("探す範囲").select_option("uploads/ドローン規程.md")
+        page.get_by_label("探す範囲").select_option("upload:/ドローン規程.md")
         ask(page, "ドローンを飛ばすには？")
         assert "総務部の片桐" in answer(page).inner_text()
         kept(page, "added")
@@ -393,7 +393,7 @@ def test_add_a_document_and_find_it(page: Any, own: JaColBERTRetriever, tmp_path
         page.get_by_text("ドローン規程.md を削除しました").wait_for()
         assert "318 件" in page.locator("#count").inner_text()
         assert page.get_by_role("heading", name=JA.uploads).count() == 0
-        assert "uploads/ドローン規程.md" not in page.get_by_label("探す範囲").inner_text()
+        assert "upload:/ドローン規程.md" not in page.get_by_label("探す範囲").inner_text()
         ask(page, "ドローンを飛ばす届け出は？")
         assert "総務部の片桐" not in page.locator("main").inner_text()
         large = tmp_path / "大きい.txt"

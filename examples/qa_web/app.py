@@ -40,7 +40,7 @@ MAX_FILES = 10  # at once
 MAX_SOURCES = 200  # in the list to choose from
 MAX_WAITING = 256  # questions whose answer nobody has asked for yet
 SHOWN_EVERY_S = 0.05  # while an answer is written
-UPLOADS = "uploads"  # what the names of files that were added here begin with
+UPLOADS = "upload:/"  # what the names of files that were added here begin with, and no folder's name does
 UPLOADED_KEY = "uploaded_here"  # of their metadata: only they can be removed here
 EXAMPLES = tuple(QUESTIONS[i] for i in (0, 2, 3))  # those of the demo that it answers for certain
 HEADERS = {
@@ -146,7 +146,7 @@ class Bot:
 
     def add(self, name: str, data: bytes, texts: Texts) -> tuple[str, bool]:
         """Store a file; what to say, and whether it was stored."""
-        source = f"{UPLOADS}/{name}"
+        source = f"{UPLOADS}{name}"
         try:
             found = content_of(source, data).documents
         except InvalidInputError as error:
@@ -168,7 +168,7 @@ class Bot:
 
     def remove(self, source: str, texts: Texts) -> tuple[str, bool]:
         """Delete a file that was added here; what to say, and whether it is gone."""
-        name = source.removeprefix(f"{UPLOADS}/")
+        name = source.removeprefix(UPLOADS)
         if source not in self.uploads():
             return texts.not_removed.format(name), False
         try:

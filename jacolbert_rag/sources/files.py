@@ -59,7 +59,8 @@ def _below(folder: Path) -> Iterator[Path]:
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and not layout.exists(Path(place, name))
         )
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        paths = (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())  # and no pipe, nor a link to nothing
 
 
 def is_readable(path: Path) -> bool:

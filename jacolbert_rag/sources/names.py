@@ -25,6 +25,11 @@ class Place(NamedTuple):
         return path.is_relative_to(self.path) if self.is_whole else path.parent == Path(self.path)
 
 
+def placed(path: Path) -> Path:
+    """Where a path is: absolute, without links but a file's own, which may lead out of its folder."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 @dataclass
 class FolderNames:
     """What folders are called in an index, wherever a command runs and wherever they have moved to.
@@ -55,8 +60,7 @@ class FolderNames:
         A folder of a known name is the one that it was, moved, where nothing is at that one's place now.
         Where that one is still there, they are two, and the new one's name gets a number.
         """
-        path = path.resolve()
-        is_whole = path.is_dir()
+        path, is_whole = placed(path), path.is_dir()
         if self._around(path) is not None:
             return
         folder = path if is_whole else path.parent
@@ -71,7 +75,9 @@ class FolderNames:
         while name in self.places and Path(self.places[name].path).exists():
             number += 1
             name = f"{own}-{number}"
-        if name != own:
+        if name in self.places:
+            self.notes.append(f"{name} is {folder} now; it was {self.places[name].path}.")
+        elif name != own:
             self.notes.append(
                 f"{folder} is called {name} in this index, since {own} is {self.places[own].path}, which is "
                 "still there."
@@ -80,7 +86,7 @@ class FolderNames:
 
     def name_of(self, path: Path) -> str:
         """The name of a path that was added, or lies in a folder that was."""
-        path = path.resolve()
+        path = placed(path)
         name = self._around(path)
         if name is None:
             raise KeyError(path)
@@ -90,7 +96,7 @@ class FolderNames:
 
     def starts_within(self, folder: Path) -> list[str]:
         """What the names of all files of a folder that was added begin with."""
-        folder = folder.resolve()
+        folder = placed(folder)
         inner = [name for name, place in self.places.items() if Path(place.path).is_relative_to(folder)]
         return [f"{name}/" for name in dict.fromkeys([self.name_of(folder), *inner])]
 
