@@ -26,11 +26,13 @@ from evals.options import fail
 from jacolbert_rag import sources
 from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError, JaColBERTError
+from jacolbert_rag.sources.decode import decode
 
 # Names of columns that say what they hold, the likeliest first.
 QUESTIONS = ("question", "query", "質問", "問い", "クエリ", "q")
 PASSAGES = ("passage", "answer", "text", "document", "content", "回答", "本文", "文書", "段落", "a")
 TITLES = ("title", "タイトル", "題名", "見出し", "件名")
+LEAST_HELD = 8  # characters of an answer that is looked for within documents
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,9 +65,11 @@ def main(
 ) -> None:
     """Make a folder to measure on from question-passage pairs."""
     try:
-        n_questions, n_passages = make(folder, pairs, documents, question, passage, title, split)
+        n_questions, n_passages, notes = make(folder, pairs, documents, question, passage, title, split)
     except JaColBERTError as error:
         raise fail(error) from error
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)
     if documents is None:
         typer.echo(
             "Note: the pairs' own passages are few, so every search finds the right one among them, and "
@@ -102,6 +106,28 @@ class Passages:
         return id
 
 
+class Holding:
+    """Documents by what they hold."""
+
+    def __init__(self, documents: Sequence[tuple[str, str]]) -> None:
+        self._documents = [(_squeezed(text), (title, text)) for title, text in documents]
+
+    def of(self, answer: str) -> list[tuple[str, str]]:
+        """Documents that are an answer, whatever white space is in either, else those that hold it.
+
+        A short answer, such as はい, is held by documents that do not give it.
+        """
+        words = _squeezed(answer)
+        same = [document for text, document in self._documents if text == words]
+        if same or len(words) < LEAST_HELD:
+            return same
+        return [document for text, document in self._documents if words in text]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(clean(text).split())
+
+
 def make(
     folder: Path,
     pairs: Path,
@@ -110,8 +136,11 @@ def make(
     passage: str | None,
     title: str | None,
     split: str,
-) -> tuple[int, int]:
-    """Write the folder; how many questions and passages it has.
+) -> tuple[int, int, list[str]]:
+    """Write the folder; how many questions and passages it has, and what is to be known about them.
+
+    An answer that is a part of documents, such as a sentence of theirs, is no passage of its own: the
+    documents are what must be found.
 
     Raises:
         InvalidInputError: the folder is not empty, a file cannot be read, or a column is not there.
@@ -122,20 +151,34 @@ def make(
     asked: dict[str, str] = {}
     judged: dict[tuple[str, str], None] = {}
     read = read_pairs(pairs, question, passage, title)
+    others, notes = read_passages(documents, passage, title) if documents is not None else ([], [])
+    holding = Holding(others)
+    n_parts = n_alone = 0
     for pair in read:
-        document = corpus.id_of(pair.title, pair.text)
         query = asked.setdefault(pair.question, f"q{len(asked) + 1}")
-        judged[query, document] = None
-    if documents is not None:
-        for row_title, text in read_passages(documents, passage, title):
-            corpus.id_of(row_title, text)
+        whole = holding.of(pair.text)
+        n_parts += bool(whole) and all(text != pair.text for _, text in whole)
+        n_alone += not whole
+        for row_title, text in whole or [(pair.title, pair.text)]:
+            judged[query, corpus.id_of(row_title, text)] = None
+    for row_title, text in others:
+        corpus.id_of(row_title, text)
+    if n_parts:
+        notes.append(
+            f"{n_parts} of {len(read)} answers are parts of documents, which are what must be found."
+        )
+    if others and n_alone:
+        notes.append(
+            f"{n_alone} of {len(read)} answers are in no document word for word, so each is a passage of its "
+            "own beside them. A document that says the same in other words counts as wrong."
+        )
     (folder / "qrels").mkdir(parents=True)
     entries = [{"_id": id, "title": head, "text": text} for id, (head, text) in corpus.entries.items()]
     _write(folder / "corpus.jsonl", entries)
     _write(folder / "queries.jsonl", ({"_id": id, "text": text} for text, id in asked.items()))
     lines = ["query-id\tcorpus-id\tscore\n", *(f"{query}\t{document}\t1\n" for query, document in judged)]
     (folder / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
-    return len(asked), len(corpus.entries)
+    return len(asked), len(corpus.entries), notes
 
 
 def read_pairs(path: Path, question: str | None, passage: str | None, title: str | None) -> list[Pair]:
@@ -157,8 +200,10 @@ def read_pairs(path: Path, question: str | None, passage: str | None, title: str
     return found
 
 
-def read_passages(path: Path, passage: str | None, title: str | None) -> list[tuple[str, str]]:
-    """Titles and texts of a file or a folder, those without text left out.
+def read_passages(
+    path: Path, passage: str | None, title: str | None
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Titles and texts of a file or a folder, those without text left out; and files that cannot be read.
 
     Args:
         path: a table, or what `jacolbert index` reads: sections of Markdown and HTML, pages of PDF, texts.
@@ -169,16 +214,18 @@ def read_passages(path: Path, passage: str | None, title: str | None) -> list[tu
         InvalidInputError: it cannot be read, or has no column of passages.
     """
     if path.is_dir() or path.suffix.lower() not in TABLES:
-        found = (sources.documents_of(file).documents for file in sources.files_of([path]).paths)
-        return [(each.title, each.text) for documents in found for each in documents if each.text.strip()]
+        reading = sources.read_files([path])
+        found = [*(each for documents in reading.said.values() for each in documents), *reading.lines]
+        return [(each.title, each.text) for each in found], [f"left out: {each}" for each in reading.problems]
     rows = read_rows(path)
     says = column(path, rows, passage, PASSAGES, "passage")
     heads = column(path, rows, title, TITLES, "title") if title is not None else _known(rows, TITLES)
-    return [
+    texts = [
         (row.get(heads, "").strip() if heads else "", row[says].strip())
         for row in rows
         if clean(row.get(says, "")).strip()
     ]
+    return texts, []
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -188,14 +235,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         InvalidInputError: it cannot be read, or has no rows.
     """
     try:
-        # Excel writes a byte order mark before its CSV.
-        text = path.read_bytes().decode("utf-8-sig")  # line breaks as they are, for the table's cells
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f'{path} is not UTF-8 ({error}). In Excel, save it as "CSV UTF-8".'
-        ) from error
+        text = decode(path.read_bytes())  # Excel's CSV is CP932, or UTF-8 with a mark
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read ({error}). Check the name.") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
     if path.suffix in (".jsonl", ".json"):
         # Not at every line break of Unicode: a text may hold one.
         rows = [_object(path, n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -27,8 +27,10 @@ N_SENTENCES = 500  # asked by default
 # and .727.
 QUANTILE = 0.88
 LEAST_CHARACTERS = 8  # of a sentence that is worth asking
-LEAST_SENTENCES = 20  # below that a quantile says nothing
-WORTH_CALIBRATING = 50  # documents; of fewer, a threshold is little more than chance
+# Below that a quantile says nothing. With 20 documents of the demo corpus, drawn 8 times at random, .375 of
+# the questions were refused whose passage is among them, and .841 of others; with 50 it was .402 and .772,
+# with all 318 .411.
+LEAST_SENTENCES = 20
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: `jacolbert index | search | explain | stats | verify | compact | serve | doctor`."""
+"""The command line `jacolbert`: index, search, explain, delete, stats, verify, compact, serve, doctor."""
 
 from __future__ import annotations
 
@@ -68,36 +68,45 @@ def index(
 
     Exits with 1 where a file could not be read; the others are indexed.
     """
-    from rich.console import Console
-
     from jacolbert_rag import sources, terminal
     from jacolbert_rag.index import layout
     from jacolbert_rag.retriever import JaColBERTRetriever
     from jacolbert_rag.sources.json_lines import read_json_lines
 
-    console = Console(stderr=True)
     with _errors_for_people():
+        retriever = None
+        if layout.exists(out):
+            retriever = (
+                JaColBERTRetriever.load(out)
+                if model is None
+                else JaColBERTRetriever.from_pretrained(model, index=out)
+            )
         named = [path for path in paths if str(path) != STDIN]
-        sources.files_of(named)  # a name that is wrong makes no index
-        exists = layout.exists(out)
-        if exists and model is None:
-            retriever = JaColBERTRetriever.load(out)
-        else:
-            retriever = JaColBERTRetriever.from_pretrained(model, index=out if exists else None)
-        if not exists:
+        reading = sources.read_files(
+            named,
+            folders=sources.folders_of(retriever) if retriever is not None else None,
+            more=read_json_lines("standard input", _lines()) if len(named) < len(paths) else (),
+            may_be_empty=prune,
+        )
+        if reading.problems and not reading.said and not reading.lines:  # what cannot be read makes no index
+            raise InvalidInputError(f"nothing could be read. {' '.join(reading.problems)}")
+        if retriever is None:
+            retriever = JaColBERTRetriever.from_pretrained(model)
             retriever.save(out)  # fails now, not after an hour of encoding, where it cannot be written
-        more = read_json_lines("standard input", _lines()) if len(named) < len(paths) else ()
-        done = sources.index_files(retriever, named, more=more, prune=prune, progress=True)
-        n_documents = len(retriever)
-        terminal.print_outcome(done, str(out), n_documents)
-        if calibrate or (calibrate is None and retriever.is_calibration_due()):
+        done = sources.index_reading(retriever, reading, prune=prune, progress=True)
+        n_passages = len(retriever)
+        terminal.print_outcome(done, str(out), n_passages)
+        is_due = retriever.is_calibration_due()
+        if calibrate or (calibrate is None and is_due):
             try:
                 retriever.calibrate(progress=True)
             except InvalidInputError as error:  # a small corpus is indexed all the same
-                console.print(
-                    f"Note: not calibrated, since {n_documents} documents are too few. {error}",
-                    markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                terminal.print_note(f"not calibrated, since {n_passages} passages are too few. {error}")
+        elif retriever.threshold("hybrid") is None:
+            terminal.print_note(
+                "not calibrated, so that search cannot tell what is weak: "
+                + ("index … --calibrate does that." if is_due else "that takes 20 passages or more.")
+            )
         retriever.close()
     if done.problems:
         raise typer.Exit(1)
@@ -106,9 +115,12 @@ def index(
 @app.command()
 def search(
     folder: Folder,
-    query: Annotated[
-        str, typer.Argument(metavar="質問", help="What to look for; - reads a question a line.")
-    ] = STDIN,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="質問", help="What to look for; without it, or with -, a question a line is read."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many documents.")] = 5,
     mode: Annotated[
         str, typer.Option(help="hybrid, jacolbert (token embeddings) or bm25 (words).")
@@ -132,6 +144,7 @@ def search(
     from jacolbert_rag import terminal
     from jacolbert_rag.retriever import JaColBERTRetriever
 
+    query = " ".join(words or [STDIN])
     with _errors_for_people():
         if mode not in get_args(SearchMode):
             raise InvalidInputError(f"--mode is {mode!r}; expected {', '.join(get_args(SearchMode))}.")
@@ -147,6 +160,14 @@ def search(
                     highlight=explain,
                     abstain=abstain,
                 )
+                if (
+                    not hits
+                    and conditions is not None
+                    and next(retriever.documents(conditions), None) is None
+                ):
+                    terminal.print_note(
+                        f"no document passes --filter. {terminal.fields_of(retriever.documents())}"
+                    )
                 if not as_json:
                     if query == STDIN:
                         terminal.print_query(each)
@@ -160,8 +181,11 @@ def search(
 @app.command()
 def explain(
     folder: Folder,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Of a document.")],
-    query: Annotated[str, typer.Argument(metavar="質問", help="What was looked for.")],
+    id: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Of a document; of one in parts, or of a file, the best is shown."),
+    ],
+    words: Annotated[list[str], typer.Argument(metavar="質問", help="What was looked for.")],
     as_json: AsJson = False,
     model: Moved = None,
 ) -> None:
@@ -171,14 +195,15 @@ def explain(
     from jacolbert_rag.retriever import JaColBERTRetriever
 
     with _errors_for_people(), _opened(JaColBERTRetriever.load(folder, model=model)) as retriever:
-        if id not in retriever:
+        query, known = " ".join(words), [id] if id in retriever else retriever.ids(f"{id}#")
+        if not known:
             raise InvalidInputError(f"{folder} has no document {id!r}. Ids are beside what search finds.")
-        (hit,) = retriever.search(query, 1, exact=True, filter=Ids(frozenset([id])), highlight=True)
+        (hit,) = retriever.search(query, 1, exact=True, filter=Ids(frozenset(known)), highlight=True)
         ranks: dict[str, int | None] = {}
         modes: tuple[SearchMode, ...] = get_args(SearchMode)
         for mode in modes:
             found = [each.id for each in retriever.search(query, terminal.DEEPEST, mode=mode)]
-            ranks[mode] = found.index(id) + 1 if id in found else None
+            ranks[mode] = found.index(hit.id) + 1 if hit.id in found else None
         if as_json:
             _print_json({**_as_json(hit, retriever.threshold("hybrid")), "ranks": ranks})
         else:
@@ -228,6 +253,28 @@ def verify(
             if not found:
                 _print_data("nothing is damaged")
     if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    folder: Folder,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME…", help="Ids of documents, or names of files or folders: handbook/old/."
+        ),
+    ],
+) -> None:
+    """Delete documents by id, or all that a file or a folder said; names are as search shows them."""
+    from jacolbert_rag.retriever import JaColBERTRetriever
+    from jacolbert_rag.sources import delete_named
+
+    with _errors_for_people(), _opened(JaColBERTRetriever.load(folder)) as retriever:
+        deleted = {name: delete_named(retriever, name) for name in names}
+        for name, ids in deleted.items():
+            _print_data(f"{name}: {len(ids):,} passages deleted")
+    if not all(deleted.values()):
         raise typer.Exit(1)
 
 

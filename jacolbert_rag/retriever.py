@@ -22,7 +22,6 @@ from jacolbert_rag.calibration import (
     LEAST_SENTENCES,
     N_SENTENCES,
     QUANTILE,
-    WORTH_CALIBRATING,
     Calibration,
     check,
     question_of,
@@ -709,7 +708,7 @@ class JaColBERTRetriever:
         found, n_documents = self.calibration, len(self)
         if found is not None and _is_current(found) and n_documents < 2 * found.n_documents:
             return False
-        return n_documents >= WORTH_CALIBRATING
+        return n_documents >= LEAST_SENTENCES
 
     def _read(self, work: Callable[[View], T]) -> T:
         """What some work finds in the newest state of the index."""

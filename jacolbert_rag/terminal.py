@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from jacolbert_rag.datatypes import Hit, printable
+from jacolbert_rag.datatypes import Document, Hit, printable
+from jacolbert_rag.encode.splitter import CHUNK_KEY
 
 if TYPE_CHECKING:
     from jacolbert_rag.doctor import Report
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 DEEPEST = 100  # rank that is looked for
 MAX_KINDS = 8  # of files that are named
+MAX_LOOKED_AT = 1_000  # documents, for the fields that they have
 
 
 def print_report(report: Report) -> None:
@@ -114,19 +117,33 @@ def print_query(query: str) -> None:
     Console().print(Rule(Text(printable(query), "bold"), align="left"))
 
 
-def print_outcome(done: Outcome, index: str, n_documents: int) -> None:
+def print_note(text: str) -> None:
+    """Something to know, on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True).print(f"Note: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def fields_of(documents: Iterable[Document]) -> str:
+    """What filters of an index may ask for, in a sentence."""
+    fields = Counter(key for document in islice(documents, MAX_LOOKED_AT) for key in document.metadata)
+    known = [key for key, _ in fields.most_common() if key != CHUNK_KEY]
+    return f"Fields of the documents are {', '.join(known)} and title." if known else "Their field is title."
+
+
+def print_outcome(done: Outcome, index: str, n_passages: int) -> None:
     """Say on standard error what indexing did.
 
     Args:
         done: what it did.
         index: its folder.
-        n_documents: that it has now.
+        n_passages: that it has now.
     """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for note in done.notes:
-        console.print(f"Note: {printable(note)}")
+        print_note(note)
     for problem in done.problems:
         console.print(f"Left out: {printable(problem)}")
     if done.n_blank:
@@ -135,10 +152,12 @@ def print_outcome(done: Outcome, index: str, n_documents: int) -> None:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(done.others).most_common(MAX_KINDS))
         more = ", …" if len(done.others) > MAX_KINDS else ""
         console.print(f"Files of kinds that are not read here: {printable(kinds)}{more}")
+    if done.n_gone:
+        print_note(f"{done.n_gone:,} files are no longer there; --prune deletes what they said.")
     deleted = f", {done.n_deleted:,} deleted" if done.n_deleted else ""
     console.print(
         f"{_documents(done.n_changed)} indexed, {done.n_unchanged:,} unchanged{deleted}: {index} has "
-        f"{n_documents:,} now."
+        f"{n_passages:,} passages now."
     )
 
 

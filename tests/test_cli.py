@@ -249,6 +249,55 @@ def test_failing_run_leaves_the_index_as_it_was(index: Path, tmp_path: Path) -> 
     (tmp_path / "bad.jsonl").write_text('{"id": "n1", "text": "新しい"}\n{\n', encoding="utf-8")
     run("index", tmp_path / "bad.jsonl", "--out", index, expected=2)
     assert len(JaColBERTRetriever.load(index)) == len(SENTENCES)
+    # Beside what can be read it is left out, as a broken file of any kind is.
+    (tmp_path / "良い.jsonl").write_text('{"id": "n2", "text": "新しい"}\n', encoding="utf-8")
+    done = run("index", tmp_path / "bad.jsonl", tmp_path / "良い.jsonl", "--out", index, expected=1)
+    assert "bad.jsonl, line 2 is not JSON" in done.stderr.replace("\n", " ")
+    assert len(JaColBERTRetriever.load(index)) == len(SENTENCES) + 1
+    # One id in two files is nobody's fault but the files'.
+    (tmp_path / "別.jsonl").write_text('{"id": "n2", "text": "別の文"}\n', encoding="utf-8")
+    done = run("index", tmp_path / "良い.jsonl", tmp_path / "別.jsonl", "--out", tmp_path / "new", expected=2)
+    assert "'n2' is of two documents" in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_gone_is_noted_and_can_be_deleted(tiny_model: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "規程", tmp_path / "i"
+    (folder / "旧").mkdir(parents=True)
+    for name in ("一.md", "旧/二.md", "旧/三.txt"):
+        (folder / name).write_text("# 題\n" + "".join(SENTENCES * 2), encoding="utf-8")
+    run("index", folder, "--out", out, "--model", tiny_model)
+    (folder / "旧" / "二.md").unlink()
+    noted = run("index", folder, "--out", out).stderr
+    assert "1 files are no longer there; --prune deletes" in noted.replace("\n", " ")
+    assert "passages deleted" in run("delete", out, "規程/旧/").stdout
+    left = JaColBERTRetriever.load(out)
+    assert {document.metadata["source"] for document in left} == {"規程/一.md"}
+    assert "規程/無い: 0 passages deleted" in run("delete", out, "規程/無い", expected=1).stdout
+    # A document in parts goes by its id, and is explained by it.
+    assert len(left) > 1
+    assert "rank:" in run("explain", out, "規程/一.md#題", "富士山", "の", "高さ").stdout
+    run("delete", out, "規程/一.md#題")
+    assert len(JaColBERTRetriever.load(out)) == 0
+    # All files of a folder may go.
+    (tmp_path / "別").mkdir()
+    (tmp_path / "別" / "四.txt").write_text("四の本文。", encoding="utf-8")
+    run("index", tmp_path / "別", "--out", out)
+    (tmp_path / "別" / "四.txt").unlink()
+    assert "holds no file" in run("index", tmp_path / "別", "--out", out, expected=2).stderr.replace(
+        "\n", " "
+    )
+    assert "1 deleted" in run("index", tmp_path / "別", "--out", out, "--prune").stderr
+
+
+def test_words_need_no_quotes_and_a_filter_that_nothing_passes_is_told(index: Path) -> None:
+    found = json.loads(run("search", index, "富士山", "高さ", "--json").stdout)
+    assert found == json.loads(run("search", index, "富士山 高さ", "--json").stdout)
+    done = run("search", index, "富士山", "--filter", '{"部署": "経理"}', "--json")
+    assert json.loads(done.stdout) == []
+    assert "no document passes --filter. Fields of the documents are n and title" in done.stderr.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,9 +347,9 @@ def test_files_that_are_gone(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "i"
     run("index", folder, other, "--out", out, "--model", tiny_model)
     (folder / "二.md").unlink()
-    assert f"{out} has 4 now" in run("index", folder, "--out", out).stderr.replace("\n", "")
+    assert f"{out} has 4 passages now" in run("index", folder, "--out", out).stderr.replace("\n", "")
     pruned = run("index", folder, "--out", out, "--prune").stderr.replace("\n", "")
-    assert f"1 unchanged, 1 deleted: {out} has 3 now" in pruned
+    assert f"1 unchanged, 1 deleted: {out} has 3 passages now" in pruned
     left = set(JaColBERTRetriever.load(out).ids())
     assert left == {"甲/一.txt", "甲乙/一.txt", "甲乙/二.md#題"}
     # A name that is wrong makes no index.

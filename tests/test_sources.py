@@ -80,7 +80,6 @@ def test_front_matter_is_metadata() -> None:
         "--- 部署: 経理 ---\n本文。\n",
         "本文。\n---\n部署: 経理\n---\n",
         "---\n部署: 経理\n本文が続く。\n",
-        "---\n- 一\n- 二\n---\n本文。\n",
         f"---\n{'長: い' * 10_000}\n---\n本文。\n",
     ],
 )
@@ -91,7 +90,8 @@ def test_what_is_no_front_matter_is_text(text: str) -> None:
 @pytest.mark.parametrize(
     ("yaml", "problem"),
     [
-        ("第1条: 目的: 経費", "is not YAML"),
+        ("- 一\n- 二", "names no fields"),
+        ("部署: 人事\n第1条: 目的: 経費", "line 3: mapping values are not allowed here; write key: value"),
         ("日: 2026-02-31", "is not YAML"),
         ("a: &a [1]\nb: [*a, *a]", "aliases"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
@@ -211,6 +211,14 @@ def test_pages_of_a_pdf() -> None:
         ("b/駐車場.PDF#p3", "駐車の案内", "Ask the desk.", 3),
     ]
     assert found.notes == ["1 of its 3 pages have no text; pictures need OCR first"]
+
+
+def test_radicals_of_a_pdf_are_the_kanji_that_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pypdf import PageObject
+
+    monkeypatch.setattr(PageObject, "extract_text", lambda self: "社⽤⾞は総務部⻑が管理する。")
+    (document,) = sources.content_of("a.pdf", pdf_of("x")).documents
+    assert document.text == "社用車は総務部長が管理する。"
 
 
 @pytest.mark.parametrize("title", ["", "Microsoft Word - 規程.doc", "Untitled 1", "規程_final.docx", "無題"])
@@ -398,6 +406,7 @@ def test_an_index_follows_a_folder(tmp_path: Path, retriever: JaColBERTRetriever
     done = sources.index_files(retriever, [tmp_path / "規程"])
     assert (done.n_changed, done.n_unchanged, done.n_deleted) == (3, 0, 0)
     assert (done.problems, done.notes, dict(done.others)) == ([], [], {".xlsx": 1})
+    assert done.n_gone == 0
     assert "規程 is" not in str(sources.index_files(retriever, [tmp_path / "規程" / "一.md"]).notes)
     assert {"規程/一.md#題", "規程/下/二.html", "規程/五.txt"} < set(retriever.ids())
     assert len(retriever) == 5
@@ -426,7 +435,7 @@ def test_readers_that_are_not_installed_leave_their_files_out(
     done = sources.index_files(retriever, [tmp_path])
     assert done.n_changed == 1
     (problem,) = done.problems
-    assert problem.startswith("2 files were left out: .html files need beautifulsoup4")
+    assert problem.startswith("2 files: .html files need beautifulsoup4")
 
 
 def test_an_index_in_the_folder_is_not_one_of_its_files(

@@ -70,12 +70,36 @@ def test_a_folder_of_documents_is_what_answers_are_found_among(tmp_path: Path) -
         ("経費", "翌月の5日までです。\n遅れないこと。"), ("窓口", "総務部です。"),
         ("経費規程 / 精算", "月末まで。"), ("経費規程 / 出張", "事前に申請する。"),
     ]  # fmt: skip
+    assert "1 of 2 answers are in no document word for word" in done.stderr
     done = call(init.app, tmp_path / "one", "--pairs", pairs, "--documents", folder / "経費.md")
     assert "4 passages" in done.stderr
     put(folder / "壊れた.pdf", "%PDF")
     done = call(init.app, tmp_path / "no", "--pairs", pairs, "--documents", folder)
-    assert done.exit_code == 2
+    assert done.exit_code == 0
     assert "壊れた.pdf: it is no PDF" in done.stderr
+
+
+def test_an_answer_that_is_a_part_of_documents_is_found_there(tmp_path: Path) -> None:
+    """Answers of a FAQ are sentences; as passages of their own they would make the right documents wrong."""
+    folder = tmp_path / "規程"
+    folder.mkdir()
+    put(
+        folder / "経費.md", "# 振込\n精算した経費は、毎月25日に\n給与と同じ口座へ振り込む。例外は認めない。\n"
+    )
+    put(folder / "写し.md", "# 口座\n経費は、毎月２５日に給与と同じ口座へ振り込む。\n")
+    put(folder / "窓口.txt", "はい、総務部です。")
+    pairs = put(
+        tmp_path / "faq.csv",
+        "質問,回答\n経費はいつ振り込まれる?,毎月25日に給与と同じ口座へ振り込む。\n総務部ですか?,はい\n",
+    )
+    done = call(init.app, tmp_path / "eval", "--pairs", pairs, "--documents", folder)
+    assert "1 of 2 answers are parts of documents" in done.stderr
+    assert "1 of 2 answers are in no document" in done.stderr
+    task = load_task(tmp_path / "eval", "test")
+    titles = {document.id: document.title for document in task.documents}
+    assert {titles[id] for id in task.qrels["q1"]} == {"振込", "口座"}
+    assert [titles[id] for id in task.qrels["q2"]] == [""]
+    assert len(task.documents) == 4
 
 
 @pytest.mark.parametrize(
@@ -123,10 +147,13 @@ def test_pairs_that_cannot_be_used(tmp_path: Path, name: str, text: str, words: 
 
 def test_other_things_that_are_refused(tmp_path: Path) -> None:
     pairs = put(tmp_path / "a.csv", "question,passage\n湖は?,琵琶湖\n")
-    sjis = put(tmp_path / "b.csv", "question,passage\n湖は?,琵琶湖\n", "cp932")
-    assert 'save it as "CSV UTF-8"' in " ".join(
-        call(init.app, tmp_path / "e", "--pairs", sjis).stderr.split()
+    (tmp_path / "b.csv").write_bytes(b"\x89PNG\x00")
+    assert "Save it as UTF-8" in " ".join(
+        call(init.app, tmp_path / "e", "--pairs", tmp_path / "b.csv").stderr.split()
     )
+    # As Excel writes it in Japan.
+    sjis = put(tmp_path / "c.csv", "質問,回答\n湖は?,琵琶湖\n", "cp932")
+    assert init.read_pairs(sjis, None, None, None) == [init.Pair("湖は?", "", "琵琶湖")]
     assert "cannot be read" in call(init.app, tmp_path / "e", "--pairs", tmp_path / "no.csv").stderr
     wrong = call(init.app, tmp_path / "e", "--pairs", pairs, "--title", "題")
     assert "has no column '題'" in wrong.stderr
@@ -145,7 +172,7 @@ def test_rows_end_where_the_file_ends_them(tmp_path: Path) -> None:
         init.Pair("山は?", "山", "富士山"),
     ]
     table = put(tmp_path / "a.csv", 'q,a\r\n湖は?,"琵琶湖 です。\r\n深い。"\r\n')
-    assert init.read_pairs(table, None, None, None) == [init.Pair("湖は?", "", "琵琶湖 です。\r\n深い。")]
+    assert init.read_pairs(table, None, None, None) == [init.Pair("湖は?", "", "琵琶湖 です。\n深い。")]
 
 
 def test_a_passage_with_and_without_its_title_is_one() -> None:

@@ -15,6 +15,7 @@ from jacolbert_rag.sources import formats, json_lines
 from jacolbert_rag.sources.formats import Content, content_of, suffix_of, unpacked
 from jacolbert_rag.sources.json_lines import read_json_lines
 
+LINK = "link to a folder"
 READ_SUFFIXES = (*json_lines.SUFFIXES, *formats.SUFFIXES)
 
 
@@ -25,8 +26,12 @@ class Files(NamedTuple):
     others: Counter[str]
 
 
-def files_of(paths: Iterable[Path]) -> Files:
+def files_of(paths: Iterable[Path], *, may_be_empty: bool = False) -> Files:
     """The named files, and those below named folders, in order of name; hidden ones are left out.
+
+    Args:
+        paths: of files and folders.
+        may_be_empty: whether a folder may have no file that is read.
 
     Raises:
         InvalidInputError: there is none of a name, or none of a kind that is read.
@@ -36,11 +41,11 @@ def files_of(paths: Iterable[Path]) -> Files:
     for path in paths:
         if path.is_dir():
             inside = list(_below(path))
-            readable = [each for each in inside if is_readable(each)]
-            if not readable:
+            readable = {each: None for each in inside if each.is_file() and is_readable(each)}
+            if not readable and not may_be_empty:
                 raise InvalidInputError(f"{path} holds no file of {', '.join(READ_SUFFIXES)} (.gz too).")
-            found |= dict.fromkeys(readable)
-            others += Counter(each.suffix.lower() or each.name for each in inside if not is_readable(each))
+            found |= readable
+            others += Counter(_kind(each) for each in inside if each not in readable)
         elif not path.exists():
             raise InvalidInputError(f"{path} does not exist. Name a file or a folder.")
         elif not is_readable(path):
@@ -54,13 +59,22 @@ def files_of(paths: Iterable[Path]) -> Files:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Files below a folder. What begins with a dot is a program's: .git, .venv, ._name of macOS."""
+    """Files below a folder, and links to other folders, which are not followed.
+
+    What begins with a dot is a program's: .git, .venv, ._name of macOS.
+    """
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and not layout.exists(Path(place, name))
         )
+        yield from (path for name in inner if (path := Path(place, name)).is_symlink())
         paths = (Path(place, name) for name in sorted(names) if not name.startswith("."))
         yield from (path for path in paths if path.is_file())  # and no pipe, nor a link to nothing
+
+
+def _kind(path: Path) -> str:
+    """What a file that is not read is."""
+    return LINK if path.is_dir() else path.suffix.lower() or path.name
 
 
 def is_readable(path: Path) -> bool:

@@ -50,11 +50,20 @@ def front_matter(text: str) -> FrontMatter:
             return FrontMatter({}, text, "its front matter has YAML aliases, so it is read as text")
         values = yaml.safe_load(found["yaml"])
         if not isinstance(values, dict):
-            return FrontMatter({}, text)
+            said = "" if isinstance(values, str) or values is None else "its front matter names no fields"
+            return FrontMatter({}, text, said)
         return FrontMatter({str(key): _plain(value) for key, value in values.items()}, text[found.end() :])
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February
-        reason = " ".join(str(error).split())
-        return FrontMatter({}, text, f"its front matter is not YAML, so it is read as text ({reason})")
+        return FrontMatter({}, text, f"its front matter is not YAML, so it is read as text ({_why(error)})")
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with YAML, with the line of the file, and what is wrong most often."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return str(error)
+    hint = "write key: value, with a half-width colon, and quotes round a value that has one"
+    return f"line {mark.line + 2}: {problem}; {hint}"
 
 
 def _depth(yaml: str) -> int:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from jacolbert_rag.errors import InvalidInputError
@@ -14,6 +18,12 @@ _NO_TITLE = re.compile(
 )
 _ENDED = ("。", "．", ".", "！", "？", "!", "?", "」", "』", "）", ")", "：", ":")
 _WIDE = re.compile("[\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef]")
+# Programs that make a PDF may name a glyph by the radical that looks like it, which no search and no reader
+# means: those of one block have a compatibility mapping, and of the other Unicode has a list of equals.
+_RADICALS = str.maketrans(
+    "\u2e9f\u2ea0\u2ec1\u2ec4\u2ec6\u2ed1\u2ed7\u2ed8\u2edd\u2ee3\u2ee4\u2ee8\u2ee9\u2eeb\u2eed\u2eef\u2ef2",
+    "母民虎西角長雨青食骨鬼麦黄斉歯竜亀",
+) | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)}
 FULL = 0.8  # of the longest line: a line of so much was wrapped
 
 
@@ -34,12 +44,13 @@ def read_pdf(data: bytes) -> Pages:
     from pypdf.errors import PyPdfError
 
     try:
-        reader = PdfReader(io.BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise InvalidInputError("it asks for a password. Save it without one.")
-        found = reader.metadata.title if reader.metadata is not None else None
-        title = " ".join(str(found or "").split())
-        texts = [unwrapped(page.extract_text()) for page in reader.pages]
+        with _quiet():
+            reader = PdfReader(io.BytesIO(data))
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise InvalidInputError("it asks for a password. Save it without one.")
+            found = reader.metadata.title if reader.metadata is not None else None
+            title = " ".join(str(found or "").split())
+            texts = [unwrapped(page.extract_text().translate(_RADICALS)) for page in reader.pages]
     except InvalidInputError:
         raise
     # Of a broken file: pypdf has errors of its own, and what it finds instead of a number has others.
@@ -56,6 +67,17 @@ def read_pdf(data: bytes) -> Pages:
     ) as error:
         raise InvalidInputError(f"it is no PDF that can be read ({error}). Save it anew.") from error
     return Pages("" if _NO_TITLE.fullmatch(title) else title, texts)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what pypdf logs of a damaged file: the error says it, or the text is there all the same."""
+    logger = logging.getLogger("pypdf")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def unwrapped(text: str) -> str:

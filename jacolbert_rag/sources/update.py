@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.splitter import parent_of
-from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.progress import Progress
 from jacolbert_rag.retriever import JaColBERTRetriever
-from jacolbert_rag.sources.files import documents_of, files_of, is_json
 from jacolbert_rag.sources.formats import SOURCE_KEY
-from jacolbert_rag.sources.names import FolderNames
+from jacolbert_rag.sources.read import Reading, read_files
 
 FOLDERS_KEY = "folders"  # of what is kept with an index
 
@@ -27,6 +25,7 @@ class Outcome:
         n_changed: documents that were new, or not as they were stored.
         n_unchanged: documents that were left alone.
         n_deleted: documents that their files no longer say.
+        n_gone: files that are no longer there, and whose documents still are.
         n_blank: documents without text, which were left out.
         problems: files that could not be read, each with why; what they said before is still stored.
         notes: what the files' owner should know besides.
@@ -36,17 +35,17 @@ class Outcome:
     n_changed: int
     n_unchanged: int
     n_deleted: int
+    n_gone: int
     n_blank: int
-    problems: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    others: Mapping[str, int] = field(default_factory=dict)
+    problems: Sequence[str]
+    notes: Sequence[str]
+    others: Mapping[str, int]
 
 
 def index_files(
     retriever: JaColBERTRetriever,
     paths: Iterable[str | Path],
     *,
-    more: Iterable[Document] = (),
     prune: bool = False,
     progress: Progress = False,
 ) -> Outcome:
@@ -59,56 +58,57 @@ def index_files(
     Args:
         retriever: whose index it is. Long documents are stored in chunks.
         paths: of files (see `SUFFIXES`, and JSON lines) or folders. Hidden files in folders are left out.
-        more: documents from elsewhere.
         prune: delete what files of the named folders said that are no longer there.
         progress: show a bar; see `JaColBERTRetriever.add`.
 
     Raises:
-        InvalidInputError: a path does not exist, or a line of JSON is no document; nothing was stored then.
+        InvalidInputError: a path does not exist, or an id is there twice; nothing was stored then.
     """
-    given = [Path(path).expanduser() for path in paths]
-    files, others = files_of(given)
-    stored = retriever.extra(FOLDERS_KEY) or {}
-    names = FolderNames.of(stored)
-    for path in given:
-        names.add(path)
-    said: dict[str, list[Document]] = {}
-    lines: list[Document] = []
-    problems: list[str] = []
-    notes: list[str] = []
-    lacking: Counter[str] = Counter()
-    for path in files:
-        name = names.name_of(path)
-        try:
-            found = documents_of(path, name)
-        except OptionalDependencyError as error:
-            lacking[str(error)] += 1
-        except InvalidInputError as error:
-            if is_json(path):
-                raise
-            problems.append(str(error))
-        else:
-            notes += [f"{path}: {note}" for note in found.notes]
-            if is_json(path):
-                lines += found.documents
-            else:
-                said[name] = found.documents
-    problems += [f"{n} files were left out: {why}" for why, n in lacking.items()]
-    lines += more
-    with_text = [document for document in lines if document.text.strip()]
-    if names.to_json() != stored:
-        retriever.set_extra(FOLDERS_KEY, names.to_json())
-    n_changed, n_deleted = replace_files(retriever, said, more=with_text, progress=progress)
+    reading = read_files(paths, folders=folders_of(retriever), may_be_empty=prune)
+    return index_reading(retriever, reading, prune=prune, progress=progress)
+
+
+def folders_of(retriever: JaColBERTRetriever) -> Mapping[str, Any]:
+    """What folders are called in an index, for `read_files`."""
+    known: Mapping[str, Any] = retriever.extra(FOLDERS_KEY) or {}
+    return known
+
+
+def index_reading(
+    retriever: JaColBERTRetriever, reading: Reading, *, prune: bool = False, progress: Progress = False
+) -> Outcome:
+    """`index_files` of what was read of them."""
+    if reading.names.to_json() != folders_of(retriever):
+        retriever.set_extra(FOLDERS_KEY, reading.names.to_json())
+    n_changed, n_deleted = replace_files(retriever, reading.said, more=reading.lines, progress=progress)
     # Ids of version 0.1.0 began with the file's path.
-    former = [path.resolve().as_posix() for path in files if names.name_of(path) in said]
-    n_deleted += len(_delete(retriever, _no_longer_said(retriever, dict.fromkeys(former, ()))))
+    read = [path for path in reading.paths if reading.names.name_of(path) in reading.said]
+    former = dict.fromkeys((path.resolve().as_posix() for path in read), ())
+    n_deleted += len(_delete(retriever, _no_longer_said(retriever, former)))
+    gone = _of_files_that_are_gone(retriever, reading)
     if prune:
-        n_deleted += len(_delete(retriever, _of_files_that_are_gone(retriever, given, files, names)))
-    n_given = len(with_text) + sum(map(len, said.values()))
+        n_deleted += len(_delete(retriever, {id for ids in gone.values() for id in ids}))
+    n_given = len(reading.lines) + sum(map(len, reading.said.values()))
     return Outcome(
-        n_changed, n_given - n_changed, n_deleted, len(lines) - len(with_text), problems,
-        [*names.notes, *notes], others,
+        n_changed, n_given - n_changed, n_deleted, 0 if prune else len(gone), reading.n_blank,
+        reading.problems, reading.notes, reading.others,
     )  # fmt: skip
+
+
+def delete_named(retriever: JaColBERTRetriever, name: str) -> list[str]:
+    """Delete a document by its id, or all documents of a file or of a folder by its name.
+
+    Returns:
+        The ids that were in the index, those of chunks too.
+    """
+    below = f"{name.rstrip('/')}/"
+    of_files = {
+        parent_of(document) or document.id
+        for document in retriever.documents()
+        if isinstance(source := document.metadata.get(SOURCE_KEY), str)
+        and (source == name or source.startswith(below))
+    }
+    return retriever.delete([name, *sorted(of_files - {name})])
 
 
 def replace_files(
@@ -156,22 +156,22 @@ def _stored_of(retriever: JaColBERTRetriever, source: str) -> list[Document]:
     return [document for document in found if document.metadata.get(SOURCE_KEY) == source]
 
 
-def _of_files_that_are_gone(
-    retriever: JaColBERTRetriever, given: Sequence[Path], files: Collection[Path], names: FolderNames
-) -> set[str]:
-    """Ids of what files of the named folders said that are no longer there."""
-    there = {name for path in files for name in (names.name_of(path), path.resolve().as_posix())}
-    folders = [path for path in given if path.is_dir()]
+def _of_files_that_are_gone(retriever: JaColBERTRetriever, reading: Reading) -> dict[str, set[str]]:
+    """Files of the named folders that are no longer there -> ids of what they said."""
+    names = reading.names
+    there = {name for path in reading.paths for name in (names.name_of(path), path.resolve().as_posix())}
     # Version 0.1.0 called files by their paths.
-    below = tuple(start for path in folders
-                  for start in (*names.starts_within(path), f"{path.resolve().as_posix()}/"))  # fmt: skip
-    return {
-        parent_of(document) or document.id
-        for document in (retriever.documents() if below else ())
-        if isinstance(source := document.metadata.get(SOURCE_KEY), str)
-        and source.startswith(below)
-        and source not in there
-    }
+    below = tuple(
+        start
+        for folder in reading.folders
+        for start in (*names.starts_within(folder), f"{folder.resolve().as_posix()}/")
+    )
+    found: dict[str, set[str]] = {}
+    for document in retriever.documents() if below else ():
+        source = document.metadata.get(SOURCE_KEY)
+        if isinstance(source, str) and source.startswith(below) and source not in there:
+            found.setdefault(source, set()).add(parent_of(document) or document.id)
+    return found
 
 
 def _delete(retriever: JaColBERTRetriever, ids: set[str]) -> set[str]:
