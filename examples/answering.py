@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jacolbert_rag import Hit
+from jacolbert_rag import Hit, JaColBERTError
 
 NEARLY = 0.95  # of the best confidence
 NOTHING = "該当する文書は見つかりませんでした。"
@@ -82,6 +83,21 @@ def make_parser(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--base-url", default="http://localhost:11434/v1", help="of the server; Ollama's")
     parser.add_argument("--api-key", default="-", help="where the server asks for one")
     return parser
+
+
+@contextmanager
+def errors_in_words(package: str) -> Iterator[None]:
+    """What a command line says where something is missing, in place of a traceback.
+
+    Args:
+        package: that a language model needs.
+    """
+    try:
+        yield
+    except JaColBERTError as error:
+        raise SystemExit(f"error: {error}") from error
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: --model needs {package}. Run: pip install {package}") from error
 
 
 def worth_quoting(passages: Sequence[Passage]) -> list[Passage]:

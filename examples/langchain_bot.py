@@ -64,7 +64,7 @@ def main() -> None:
 
         model = ChatOpenAI(model=told.model, base_url=told.base_url, api_key=told.api_key)
     engine = open_index(told.index)
-    can_abstain = engine.calibration is not None
+    can_abstain = engine.threshold("hybrid") is not None
     retriever = engine.as_langchain(k=4, mode="hybrid", highlight=True, abstain=can_abstain)
 
     passages = make_search(retriever).invoke(told.question)
@@ -77,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with answering.errors_in_words("langchain-openai"):
+        main()

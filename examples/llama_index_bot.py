@@ -110,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with answering.errors_in_words("llama-index-llms-openai-like"):
+        main()

@@ -231,6 +231,21 @@ def test_each_example_says_how_it_is_called() -> None:
             assert f"python -m examples.{path.stem}" in text.split('"""')[1], path
 
 
+@pytest.mark.parametrize("name", ["langchain_bot", "llama_index_bot"])
+@pytest.mark.parametrize(("options", "words"), [(["--index", "無い"], "There is no index in"),
+                                                (["--model", "m"], "--model needs")])  # fmt: skip
+def test_bots_say_what_is_missing(name: str, options: list[str], words: str, tmp_path: Path) -> None:
+    gone = "\n".join(
+        f"sys.modules[{each!r}] = None" for each in ("langchain_openai", "llama_index.llms.openai_like")
+    )
+    code = f"import runpy, sys\n{gone}\nrunpy.run_module('examples.{name}', run_name='__main__')"
+    command = [sys.executable, "-c", code, "質問", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+
+
 # What an extra brings.
 
 

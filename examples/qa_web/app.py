@@ -63,6 +63,7 @@ class Turn:
         question: as it was asked.
         hits: best first, with highlights.
         passages: the same, numbered; empty where none of them answers for certain.
+        threshold: of confidence, below which nothing answers; None where it is not known.
         search_ms: that the search took.
         answer: as HTML; None where a model is still to write it.
         notice: what is to be said about the answer.
@@ -72,6 +73,7 @@ class Turn:
     question: str
     hits: Sequence[Hit]
     passages: Sequence[Passage]
+    threshold: float | None
     search_ms: float
     answer: Markup | None
     notice: str
@@ -133,7 +135,7 @@ class Bot:
             answer, notice = escape(texts.nothing), ""
         elif self.model is None:
             answer = quoted(passages, id, texts)
-        turn = Turn(id, question, hits, passages, took_ms, answer, notice)
+        turn = Turn(id, question, hits, passages, threshold, took_ms, answer, notice)
         if answer is None:
             self._waiting[id] = turn
             while len(self._waiting) > MAX_WAITING:

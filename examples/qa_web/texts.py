@@ -26,6 +26,7 @@ class Texts:
     by_model: str
     nothing: str
     near: str
+    weak: str
     confidence: str
     similarity: str
     coverage: str
@@ -80,6 +81,7 @@ JA = Texts(
     by_model="{} による回答。根拠の番号で原文を確かめられます。",
     nothing="該当なし。この質問に答える文書は見つかりませんでした。言葉を変えるか、探す範囲を広げてください。",
     near="近い文書（答えとは限りません）",
+    weak="関連は弱い",
     confidence="確からしさ",
     similarity="意味の近さ",
     coverage="言葉の一致",
@@ -134,6 +136,7 @@ EN = Texts(
     by_model="Answered by {}. Follow the numbers to the original text.",
     nothing="Nothing found: no document answers this question. Use other words, or search in all documents.",
     near="What comes near (and may be no answer)",
+    weak="weak",
     confidence="confidence",
     similarity="similarity",
     coverage="coverage",
