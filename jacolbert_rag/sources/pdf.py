@@ -41,7 +41,6 @@ def read_pdf(data: bytes) -> Pages:
         InvalidInputError: it cannot be read, or only with a password.
     """
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     try:
         with _quiet():
@@ -53,18 +52,7 @@ def read_pdf(data: bytes) -> Pages:
             texts = [unwrapped(page.extract_text().translate(_RADICALS)) for page in reader.pages]
     except InvalidInputError:
         raise
-    # Of a broken file: pypdf has errors of its own, and what it finds instead of a number has others.
-    except (
-        PyPdfError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        OSError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
+    except Exception as error:  # of a broken file pypdf raises what it stumbled over, of any kind
         raise InvalidInputError(f"it is no PDF that can be read ({error}). Save it anew.") from error
     return Pages("" if _NO_TITLE.fullmatch(title) else title, texts)
 
