@@ -85,6 +85,7 @@ def index(
         reading = sources.read_files(
             named,
             folders=sources.folders_of(retriever) if retriever is not None else None,
+            stored=sources.stored_of(retriever) if retriever is not None else lambda name: (),
             more=read_json_lines("standard input", _lines()) if len(named) < len(paths) else (),
             may_be_empty=prune,
         )

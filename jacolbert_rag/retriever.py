@@ -947,18 +947,26 @@ def _check_empty(folder: Path) -> None:
     Raises:
         InvalidInputError: it has.
     """
-    if not layout.exists(folder):
+    kind = layout.kind(folder)
+    n_documents: int | None = None
+    if kind == layout.Kind.INDEX:
+        try:
+            index = Index.open(folder)
+            try:
+                n_documents = index.read(lambda view: view.snapshot.n_live)
+            finally:
+                index.close()
+        except IndexFolderError:  # damaged, or of a newer version: what it holds is not known
+            pass
+    elif kind != layout.Kind.FORMER:  # to look into one would put it into the newest format
         return
-    index = Index.open(folder)
-    try:
-        n_documents = index.read(lambda view: view.snapshot.n_live)
-    finally:
-        index.close()
-    if n_documents:
-        raise InvalidInputError(
-            f"{folder} holds an index of {n_documents:,} documents already. To go on with it, call "
-            "JaColBERTRetriever.open(path); to replace it, save(path, overwrite=True)."
-        )
+    if n_documents == 0:
+        return
+    size = f"an index of {n_documents:,} documents" if n_documents is not None else "an index"
+    raise InvalidInputError(
+        f"{folder} holds {size} already. To go on with it, call JaColBERTRetriever.open(path); to replace "
+        "it, save(path, overwrite=True)."
+    )
 
 
 def _remove_folder(folder: Path, process: int) -> None:

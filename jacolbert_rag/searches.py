@@ -1,4 +1,4 @@
-"""Searches of many callers at once, done by one thread: those that wait and ask alike go through together."""
+"""Searches of many callers at once, by one thread: those that wait and ask alike go through together."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from jacolbert_rag.errors import JaColBERTError
 from jacolbert_rag.retriever import JaColBERTRetriever
 
 MAX_BATCH = 16  # queries; more are little faster, and each waits for all
+LARGE, LARGE_MARKED = (
+    100,
+    20,
+)  # hits above which a search goes by itself; with highlights, which take most time
 
 
 @dataclass(frozen=True)
@@ -23,49 +27,30 @@ class Asked:
 
     Attributes:
         query: any text.
-        options: of `JaColBERTRetriever.search_many`, equal for all that may go together.
+        options: of `JaColBERTRetriever.search_many`.
+        kind: equal for searches that may go together.
         found: its hits, or why there are none.
     """
 
     query: str
     options: Mapping[str, Any]
+    kind: str
     found: Future[list[Hit]] = field(default_factory=Future)
 
-    @property
-    def kind(self) -> str:
-        """Equal for searches that may go together."""
-        return json.dumps(self.options, sort_keys=True, default=repr)
 
+class Lane:
+    """Searches that wait, and the thread that does them."""
 
-class Searches:
-    """Takes searches from any number of threads and coroutines.
-
-    A search uses all cores already. When each caller's thread has its own, they get in one another's way:
-    50 threads were less than half as fast as one that does what all of them ask.
-    """
-
-    def __init__(self, retriever: JaColBERTRetriever, *, max_batch: int = MAX_BATCH) -> None:
+    def __init__(self, retriever: JaColBERTRetriever, name: str, max_batch: int) -> None:
         self._retriever = retriever
         self._max_batch = max_batch
         self._waiting: deque[Asked] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    def submit(
-        self,
-        query: str,
-        k: int,
-        *,
-        mode: SearchMode,
-        filter: Mapping[str, Any] | None = None,
-        highlight: bool = False,
-        abstain: bool = False,
-    ) -> Future[list[Hit]]:
-        """`JaColBERTRetriever.search`, later: the result is its hits, or what it raised."""
-        options = {"k": k, "mode": mode, "filter": filter, "highlight": highlight, "abstain": abstain}
-        asked = Asked(query, options)
+    def add(self, asked: Asked) -> None:
+        """Have a search done."""
         self._waiting.append(asked)
         self._worker.submit(self._work)
-        return asked.found
 
     def _work(self) -> None:
         """Do what waits, as much as goes at once; there is one call for each search, so some find nothing."""
@@ -92,3 +77,37 @@ class Searches:
         else:
             for asked, hits in zip(alike, found, strict=True):
                 asked.found.set_result(hits)
+
+
+class Searches:
+    """Takes searches from any number of threads and coroutines.
+
+    A search uses all cores already. When each caller's thread has its own, they get in one another's way:
+    50 threads were less than half as fast as one that does what all of them ask. Searches for many hits have
+    a thread of their own, so that the others need not wait for them.
+    """
+
+    def __init__(self, retriever: JaColBERTRetriever, *, max_batch: int = MAX_BATCH) -> None:
+        self._quick = Lane(retriever, "search", max_batch)
+        self._slow = Lane(retriever, "large-search", 1)
+
+    def submit(
+        self,
+        query: str,
+        k: int,
+        *,
+        mode: SearchMode,
+        filter: Mapping[str, Any] | None = None,
+        highlight: bool = False,
+        abstain: bool = False,
+    ) -> Future[list[Hit]]:
+        """`JaColBERTRetriever.search`, later: the result is its hits, or what it raised.
+
+        Raises:
+            TypeError: the filter's keys are no texts.
+        """
+        options = {"k": k, "mode": mode, "filter": filter, "highlight": highlight, "abstain": abstain}
+        asked = Asked(query, options, json.dumps(options, sort_keys=True, default=repr))
+        is_large = k > (LARGE_MARKED if highlight else LARGE)
+        (self._slow if is_large else self._quick).add(asked)
+        return asked.found

@@ -31,6 +31,7 @@ from jacolbert_rag.searches import Searches
 try:
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Query, Request
+    from fastapi.concurrency import run_in_threadpool
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, RedirectResponse, Response
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -54,6 +55,7 @@ MAX_WRITERS = 4  # at once; they wait for one another, and searches must not wai
 SHUTDOWN_S = 5  # for requests that are under way
 
 
+_JSON_KIND = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORECASE)  # as FastAPI has it
 BEARER = HTTPBearer(auto_error=False, description="the token that the server was started with")
 
 
@@ -242,8 +244,8 @@ def make_app(
         """Whether the index can be read, and how many documents it has."""
         return Health(status="ok", documents=len(retriever), version=jacolbert_rag.__version__)
 
-    @app.post("/search", dependencies=secured, responses=reading)
-    async def search(asked: SearchRequest) -> SearchAnswer:
+    @app.post("/search", dependencies=secured, responses=reading, response_model=SearchAnswer)
+    async def search(asked: SearchRequest) -> Response:
         """The documents that answer a question best."""
         start = time.perf_counter()
         found = searches.submit(
@@ -255,8 +257,12 @@ def make_app(
             abstain=asked.abstain,
         )
         hits = await asyncio.wrap_future(found)
+        return await run_in_threadpool(answered, hits, start)
+
+    def answered(hits: Sequence[Hit], start: float) -> Response:
         took_ms = 1_000 * (time.perf_counter() - start)
-        return SearchAnswer(hits=[_found(hit) for hit in hits], took_ms=took_ms)
+        answer = SearchAnswer(hits=[_found(hit) for hit in hits], took_ms=took_ms)
+        return PlainJSON(answer.model_dump())
 
     @app.get("/documents", dependencies=secured, responses=problems)
     def get(id: Annotated[list[str], Query(max_length=MAX_DOCUMENTS)]) -> list[StoredDocument]:
@@ -478,7 +484,7 @@ def _answer_errors(app: FastAPI) -> None:
     def unreadable(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         kind = request.headers.get("content-type", "")
-        if request.method == "POST" and "json" not in kind.lower():
+        if request.method == "POST" and not _JSON_KIND.match(kind):
             return PlainJSON(
                 {
                     "detail": f"The body is said to be {kind or 'of no type'}; send it with the header "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -326,6 +327,20 @@ def test_save_to_a_second_folder_copies(filled: JaColBERTRetriever, tmp_path: Pa
     filled.save(tmp_path / "b", overwrite=True)
     assert len(JaColBERTRetriever.load(tmp_path / "b")) == 61
     filled.save(tmp_path / "a")  # where it is live
+
+
+def test_save_leaves_what_it_cannot_look_into(filled: JaColBERTRetriever, tmp_path: Path) -> None:
+    former = Path(__file__).parent / "data" / "indexes" / "format-1"
+    shutil.copytree(former, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    with pytest.raises(InvalidInputError, match="holds an index already"):
+        filled.save(tmp_path / "old")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "old").rglob("*") if p.is_file()} == before
+    filled.save(tmp_path / "a")
+    filled.copy_to(tmp_path / "damaged")
+    (tmp_path / "damaged" / "index.sqlite").write_bytes(b"SQLite format 3\x00" + b"x" * 5_000)
+    with pytest.raises(InvalidInputError, match="overwrite=True"):
+        filled.save(tmp_path / "damaged")
 
 
 def test_save_over_an_index_without_documents(

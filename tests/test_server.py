@@ -149,7 +149,7 @@ def test_pages_of_the_web_are_not_let_in(client: TestClient) -> None:
 def test_bodies_of_other_kinds_and_deep_filters(client: TestClient) -> None:
     """A page of another site may send text without being asked; only what says that it is JSON is read."""
     body = '{"documents": [{"text": "文。"}]}'
-    for headers in ({}, {"Content-Type": "text/plain"}):
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "text/json"}):
         answer = client.post("/documents", content=body, headers=headers)
         assert answer.status_code == 415
         assert "Content-Type: application/json" in answer.json()["detail"]
@@ -261,6 +261,27 @@ def test_searches_go_together_and_fail_alone(engine: JaColBERTRetriever, monkeyp
         odd[1].result(30)
     # Four of the five go together; the fifth with the blank one, which fails, so each is done again alone.
     assert batches == [1, 4, 2, 1, 1, 1]
+
+
+def test_large_searches_keep_nobody_waiting(engine: JaColBERTRetriever, monkeypatch: Any) -> None:
+    engine.add([Document(f"s{i}", text) for i, text in enumerate(SENTENCES)])
+    free, search_many = threading.Event(), engine.search_many
+
+    def watched(queries: list[str], k: int, **kwargs: Any) -> Any:
+        if k > 20:
+            free.wait(30)
+        return search_many(queries, k, **kwargs)
+
+    monkeypatch.setattr(engine, "search_many", watched)
+    searches = Searches(engine)
+    large = searches.submit("富士山", 21, mode="hybrid", highlight=True)
+    assert searches.submit("富士山", 20, mode="hybrid", highlight=True).result(30)
+    assert not large.done()
+    free.set()
+    assert large.result(30)
+    odd: Any = {1: 1, "a": 2}
+    with pytest.raises(TypeError):
+        searches.submit("富士山", 1, mode="hybrid", filter=odd)
 
 
 @pytest.mark.web

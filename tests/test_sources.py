@@ -47,6 +47,24 @@ def test_a_declared_encoding_is_tried_first() -> None:
     assert decode("領収書".encode(), "ascii") == "領収書"
 
 
+def test_what_a_page_declares_is_believed_where_it_can_be_so() -> None:
+    page = "<meta charset={}><p>本文。</p>"
+    for said in (
+        "utf-16",
+        "iso-8859-1",
+        "windows-1252",
+        "cp037",
+        "unicode_escape",
+        "undefined",
+        "utf-8",
+    ):
+        data = page.format(said).encode()
+        assert "本文。" in decode(data, said), said
+        assert decode(b"\xef\xbb\xbf" + data, said) == data.decode(), said
+    assert decode("本文".encode(), "a\0b") == "本文"
+    assert decode("caf\u00e9".encode("cp1252"), "iso-8859-1") == "caf\u00e9"
+
+
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfe\x00", "a日本".encode("utf-16-le")])
 def test_what_is_no_text_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInputError, match="is not text in UTF-8"):
@@ -94,6 +112,12 @@ def test_what_is_no_front_matter_is_text(text: str) -> None:
         ("部署: 人事\n第1条: 目的: 経費", "line 3: mapping values are not allowed here; write key: value"),
         ("日: 2026-02-31", "is not YAML"),
         ("a: &a [1]\nb: [*a, *a]", "aliases"),
+        ("a: !!bool x", "is not YAML"),
+        ("a: !!timestamp soon", "is not YAML"),
+        ("a: !!int ''", "is not YAML"),
+        ('a: "\\UFFFFFFFF"', "is not YAML"),
+        (f"a: {'9' * 5_000}", "is not YAML"),
+        ("\n".join(f"{' ' * n}a:" for n in range(60)), "nested too deeply"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
         ("a: " + "[" * 5_000, "nested too deeply"),
     ],
@@ -122,6 +146,17 @@ def test_markdown_headings() -> None:
         (("表題", "次"), ""),
         (("後",), ""),
     ]
+
+
+def test_code_that_is_no_fence_and_fences_within_fences() -> None:
+    assert [each.headings for each in sections("```一行```\n# 甲\n")] == [(), ("甲",)]
+    assert [each.headings for each in sections("````\n```\n# 注釈\n````\n# 甲\n")] == [(), ("甲",)]
+    assert [each.headings for each in sections("~~~ 題\n```\n# 注釈\n~~~\n# 甲\n")] == [(), ("甲",)]
+    # In time that grows with the length.
+    long = f"# 甲{' ' * 100_000}乙 ##\n"
+    assert sections(long)[1].headings == (f"甲{' ' * 100_000}乙",)
+    same = sources.content_of("a.md", "# 同じ\n文。\n".encode() * 20_000).documents
+    assert [same[0].id, same[1].id, same[-1].id] == ["a.md#同じ", "a.md#同じ-2", "a.md#同じ-20000"]
 
 
 # HTML.
@@ -166,6 +201,21 @@ def test_the_main_part_of_a_page_is_taken() -> None:
     html = "<body><div>広告</div><main><h1>題</h1><p>本文。</p></main><aside>他</aside></body>"
     (document,) = sources.content_of("a.html", html.encode()).documents
     assert (document.title, document.text) == ("題", "本文。")
+
+
+def test_a_page_in_one_form_and_a_main_part_without_text() -> None:
+    form = "<h1>規程</h1><p>本文です。</p><select><option>選択</select><button>送信</button>"
+    html = f"<p>前書き。</p><form>{form}</form>"
+    documents = sources.content_of("a.aspx.html", html.encode()).documents
+    assert [document.text for document in documents] == ["前書き。", "本文です。"]
+    (document,) = sources.content_of("a.html", "<main> </main><p>本文。</p>".encode()).documents
+    assert document.text == "本文。"
+
+
+@pytest.mark.parametrize("data", [b"<a " * 100_000, b"<a b='" * 50_000, b"<!--" * 50_000])
+def test_tags_without_an_end_cost_no_time(data: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="tags do not end"):
+        sources.content_of("a.html", data)
 
 
 def test_nul_characters_make_no_headings() -> None:
@@ -350,6 +400,80 @@ def test_a_folder_that_moved_keeps_its_name_and_another_gets_a_number(tmp_path: 
     names.add(tmp_path / "丙" / "規程")
     assert names.name_of(tmp_path / "丙" / "規程" / "一.md") == "規程/一.md"
     assert names.notes[1:] == [f"規程 is {tmp_path / '丙' / '規程'} now; it was {tmp_path / '甲' / '規程'}."]
+
+
+def test_a_folder_is_moved_only_where_its_files_are(tmp_path: Path, retriever: JaColBERTRetriever) -> None:
+    make(tmp_path, "甲/規程/一.md", "甲/規程/二.md", "乙/規程/二.md", "乙/規程/三.md", "乙/規程/四.md")
+    sources.index_files(retriever, [tmp_path / "甲" / "規程"])
+    (tmp_path / "甲").rename(tmp_path / "甲2")  # or its disk is not there
+    sources.index_files(retriever, [tmp_path / "乙" / "規程"], prune=True)
+    assert {document.metadata["source"] for document in retriever} == {
+        "規程/一.md", "規程/二.md", "規程-2/二.md", "規程-2/三.md", "規程-2/四.md",
+    }  # fmt: skip
+    # Both move: each keeps its name.
+    (tmp_path / "乙").rename(tmp_path / "乙2")
+    assert sources.index_files(retriever, [tmp_path / "乙2" / "規程"], prune=True).n_changed == 0
+    assert sources.index_files(retriever, [tmp_path / "甲2" / "規程"], prune=True).n_changed == 0
+    assert len(retriever) == 5
+
+
+def test_folders_within_a_folder_move_with_it(tmp_path: Path, retriever: JaColBERTRetriever) -> None:
+    make(tmp_path, "手引き/規程/一.md", "手引き/二.md")
+    sources.index_files(retriever, [tmp_path / "手引き" / "規程"])
+    sources.index_files(retriever, [tmp_path / "手引き"])
+    (tmp_path / "新").mkdir()
+    (tmp_path / "手引き").rename(tmp_path / "新" / "手引き")
+    done = sources.index_files(retriever, [tmp_path / "新" / "手引き"], prune=True)
+    assert (done.n_changed, done.n_unchanged, done.n_deleted) == (0, 2, 0)
+    assert {document.metadata["source"] for document in retriever} == {"規程/一.md", "手引き/二.md"}
+
+
+def test_what_is_from_no_file_is_not_pruned(tmp_path: Path, retriever: JaColBERTRetriever) -> None:
+    make(tmp_path, "規程/一.md")
+    place = (tmp_path / "規程" / "報告.docx").as_posix()
+    lines = '{"id": "faq-1", "text": "別の文。", "metadata": {"source": "規程/faq.xlsx"}}\n'
+    (tmp_path / "faq.jsonl").write_text(lines, encoding="utf-8")
+    retriever.add([Document("外", "外の文。", {"source": place})])
+    for _ in range(2):
+        done = sources.index_files(retriever, [tmp_path / "規程", tmp_path / "faq.jsonl"], prune=True)
+        assert (done.n_deleted, done.n_gone, len(retriever)) == (0, 0, 3)
+    for name in ("", " ", "/", "//"):
+        with pytest.raises(InvalidInputError, match="is of no document"):
+            sources.delete_named(retriever, name)
+    assert sources.delete_named(retriever, "規程/") == ["規程/一.md#題"]
+    assert len(retriever) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_not_pruned(
+    tmp_path: Path, retriever: JaColBERTRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "規程/一.md", "規程/下/二.md", "規程/他/三.md")
+    sources.index_files(retriever, [tmp_path / "規程"])
+    (tmp_path / "規程" / "他" / "三.md").unlink()
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if str(path).endswith("下"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    done = sources.index_files(retriever, [tmp_path / "規程"], prune=True)
+    assert "下: the folder cannot be listed" in done.problems[0]
+    assert {document.metadata["source"] for document in retriever} == {"規程/一.md", "規程/下/二.md"}
+
+
+def test_odd_files_leave_the_others(tmp_path: Path, retriever: JaColBERTRetriever) -> None:
+    make(tmp_path, "規程/一.md", "規程/a.md#題.md")
+    (tmp_path / "規程" / "a.md").write_text("# 題.md#題\n本文。", encoding="utf-8")
+    (tmp_path / "規程" / "\u3000.txt").write_text("\x01\x02", encoding="utf-8")
+    (tmp_path / "規程" / "か\u3099.md").write_text("一つ目。", encoding="utf-8")
+    (tmp_path / "規程" / "が.md").write_text("二つ目。", encoding="utf-8")
+    done = sources.index_files(retriever, [tmp_path / "規程"])
+    assert len([each for each in done.problems if "another file" in each]) == 2
+    assert {"規程/一.md#題", "規程/が.md"} <= set(retriever.ids())
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        sources.index_files(retriever, [tmp_path / ("長" * 400)])
 
 
 def test_a_file_first_and_then_its_folder(tmp_path: Path) -> None:

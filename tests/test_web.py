@@ -201,7 +201,8 @@ def test_only_what_was_added_here_is_removed(own: JaColBERTRetriever) -> None:
     client.post("/documents", files={"files": ("二.txt", "領収書は五日まで。".encode("cp932"))})
     assert own.ids("upload:/") == ["upload:/一.md#乙", "upload:/一.md#甲", "upload:/二.txt"]
     # A file that is sent again says what it says now.
-    client.post("/documents", files={"files": ("一.md", "# 甲\n一。".encode())})
+    again = client.post("/documents", files={"files": ("一.md", "# 甲\n一。".encode())})
+    assert "一.md を、新しい内容に置き換えました" in again.text
     assert own.ids("upload:/") == ["upload:/一.md#甲", "upload:/二.txt"]
 
     def remove(name: str, **headers: str) -> Any:
@@ -213,6 +214,12 @@ def test_only_what_was_added_here_is_removed(own: JaColBERTRetriever) -> None:
         assert "すでに削除されています" in remove(name).text
     assert remove("upload:/二.txt", Origin="http://evil.test").status_code == 403
     assert len(own) == n + 1
+    # What says of itself that it was added here was not, for that.
+    others = [("外", {}), ("規程集/二.md", {"source": "規程集/二.md"})]
+    own.add([Document(id, "別の文。", {web.UPLOADED_KEY: True, **rest}) for id, rest in others])
+    assert client.get("/").status_code == 200
+    assert "すでに削除されています" in remove("規程集/二.md").text
+    own.delete(["外", "規程集/二.md"])
     closed = TestClient(web.make_app(own, hosts=None, may_add=False))
     assert closed.post("/documents/remove", data={"name": "upload:/二.txt"}).status_code == 404
 

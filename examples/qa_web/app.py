@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -40,7 +41,7 @@ MAX_FILES = 10  # at once
 MAX_SOURCES = 200  # in the list to choose from
 MAX_WAITING = 256  # questions whose answer nobody has asked for yet
 SHOWN_EVERY_S = 0.05  # while an answer is written
-UPLOADS = "upload:/"  # what the names of files that were added here begin with, and no folder's name does
+UPLOADS = "upload:/"  # what the names of files that were added here begin with, and no folder's does
 UPLOADED_KEY = "uploaded_here"  # of their metadata: only they can be removed here
 EXAMPLES = tuple(QUESTIONS[i] for i in (0, 2, 3))  # those of the demo that it answers for certain
 HEADERS = {
@@ -88,6 +89,7 @@ class Bot:
         self._waiting: OrderedDict[str, Turn] = OrderedDict()
         self._sources: list[str] | None = None
         self._searches = Searches(retriever)
+        self._writing = threading.Lock()  # of two files of one name, the later is stored
         self._calibrate()
 
     def sources(self) -> list[str]:
@@ -103,7 +105,9 @@ class Bot:
         return sorted({str(document.metadata["source"]) for document in self._uploaded()})
 
     def _uploaded(self) -> Iterator[Document]:
-        return self.retriever.documents({UPLOADED_KEY: True})
+        found = self.retriever.documents({UPLOADED_KEY: True})
+        # Anyone may write the key into a document; what is called so was added here.
+        return (each for each in found if str(each.metadata.get("source", "")).startswith(UPLOADS))
 
     def _calibrate(self) -> None:
         """Find below which confidence nothing answers, where that is not known and can be."""
@@ -160,13 +164,15 @@ class Bot:
             return texts.too_long.format(name, f"{MAX_TEXT:,}"), False
         given = [replace(each, metadata={**each.metadata, UPLOADED_KEY: True}) for each in found]
         try:
-            replace_files(self.retriever, {source: given})
+            with self._writing:
+                is_new = source not in self.uploads()
+                replace_files(self.retriever, {source: given})
         except JaColBERTError as error:
             return texts.not_stored.format(name, error), False
         self._sources = None
         self._calibrate()
         n = sum(document.metadata["source"] == source for document in self._uploaded())
-        return texts.uploaded.format(name, n), True
+        return (texts.uploaded if is_new else texts.replaced).format(name, n), True
 
     def remove(self, source: str, texts: Texts) -> tuple[str, bool]:
         """Delete a file that was added here; what to say, and whether it is gone."""
@@ -174,7 +180,8 @@ class Bot:
         if source not in self.uploads():
             return texts.not_removed.format(name), False
         try:
-            replace_files(self.retriever, {source: []})
+            with self._writing:
+                replace_files(self.retriever, {source: []})
         except JaColBERTError as error:
             return texts.not_stored.format(name, error), False
         self._sources = None

@@ -41,6 +41,7 @@ class Texts:
     upload: str
     uploading: str
     uploaded: str
+    replaced: str
     uploads: str
     remove: str
     really_remove: str
@@ -96,6 +97,7 @@ JA = Texts(
     upload="加える",
     uploading="送信中",
     uploaded="{} を加えました（索引に {} 件）。",
+    replaced="{} を、新しい内容に置き換えました（索引に {} 件）。",
     uploads="ここで加えた文書",
     remove="削除",
     really_remove="{} を索引から削除しますか。",
@@ -151,6 +153,7 @@ EN = Texts(
     upload="Add",
     uploading="Sending",
     uploaded="{} was added (stored as {} parts).",
+    replaced="{} was replaced by what it says now (stored as {} parts).",
     uploads="Added here",
     remove="Delete",
     really_remove="Delete {} from the index?",

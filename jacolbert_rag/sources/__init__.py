@@ -13,6 +13,7 @@ from jacolbert_rag.sources.update import (
     index_files,
     index_reading,
     replace_files,
+    stored_of,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "index_reading",
     "read_files",
     "replace_files",
+    "stored_of",
 ]

@@ -10,8 +10,16 @@ from jacolbert_rag.errors import InvalidInputError
 # EUC-JIS-2004 has ① and its like, which EUC-JP does not name and files have.
 LEGACY = ("euc_jp", "euc_jis_2004", "cp932")
 NAMES = "UTF-8, UTF-16, CP932 (Shift_JIS), EUC-JP or ISO-2022-JP"
-# What pages call Shift_JIS is Windows' table, which has ① and ㈱ besides.
-_DECLARED = {"shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "x-sjis": "cp932", "ms932": "cp932"}
+# Encodings that a page may name, by Python's names. What pages call Shift_JIS is Windows' table, which has ①
+# and ㈱ besides; UTF-16 that can be read as ASCII is not, whatever it says.
+_EAST_ASIAN = {
+    "shift_jis": "cp932",
+    "shift_jisx0213": "cp932",
+    **{name: name for name in ("cp932", "euc_jp", "euc_jis_2004", "iso2022_jp", "gb18030", "gbk", "gb2312")},
+    **{name: name for name in ("big5", "euc_kr")},
+}
+# Named where nobody has chosen it, so only what is no UTF-8 is that.
+_WESTERN = {"iso8859-1": "cp1252", "cp1252": "cp1252", "ascii": "cp1252"}
 
 
 def decode(data: bytes, declared: str | None = None) -> str:
@@ -27,7 +35,7 @@ def decode(data: bytes, declared: str | None = None) -> str:
     for encoding in _candidates(data, declared):
         try:
             text = data.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+        except UnicodeDecodeError:
             continue
         if "\0" in text:  # of a picture, or UTF-16 without a mark
             break
@@ -36,8 +44,15 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
 
 def _candidates(data: bytes, declared: str | None) -> list[str]:
+    if data.startswith(codecs.BOM_UTF8):
+        return ["utf-8-sig"]
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return ["utf-16"]
-    named = [_DECLARED.get(declared.lower(), declared)] if declared else []
+    try:
+        named = codecs.lookup(declared).name if declared else ""
+    except (LookupError, ValueError):  # ValueError: a NUL in its name
+        named = ""
+    first = [_EAST_ASIAN[named]] if named in _EAST_ASIAN else []
     escaped = ["iso2022_jp_2"] if b"\x1b$" in data else []  # its bytes are ASCII, so UTF-8 would take them
-    return [*named, *escaped, "utf-8-sig", *LEGACY]
+    western = [_WESTERN[named]] if named in _WESTERN else []
+    return [*first, *escaped, "utf-8", *western, *LEGACY]

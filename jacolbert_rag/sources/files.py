@@ -20,10 +20,11 @@ READ_SUFFIXES = (*json_lines.SUFFIXES, *formats.SUFFIXES)
 
 
 class Files(NamedTuple):
-    """Files that can be read, in order, and how many there are of other kinds."""
+    """Files that can be read, in order; how many there are of other kinds; folders that cannot be listed."""
 
     paths: list[Path]
     others: Counter[str]
+    unlisted: list[Path]
 
 
 def files_of(paths: Iterable[Path], *, may_be_empty: bool = False) -> Files:
@@ -38,11 +39,12 @@ def files_of(paths: Iterable[Path], *, may_be_empty: bool = False) -> Files:
     """
     found: dict[Path, None] = {}
     others: Counter[str] = Counter()
+    unlisted: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = list(_below(path))
+        if _is_dir(path):
+            inside = list(_below(path, unlisted))
             readable = {each: None for each in inside if each.is_file() and is_readable(each)}
-            if not readable and not may_be_empty:
+            if not readable and not may_be_empty and not unlisted:
                 raise InvalidInputError(f"{path} holds no file of {', '.join(READ_SUFFIXES)} (.gz too).")
             found |= readable
             others += Counter(_kind(each) for each in inside if each not in readable)
@@ -55,21 +57,35 @@ def files_of(paths: Iterable[Path], *, may_be_empty: bool = False) -> Files:
             )
         else:
             found[path] = None
-    return Files(list(found), others)
+    return Files(list(found), others, unlisted)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise InvalidInputError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _below(folder: Path, unlisted: list[Path]) -> Iterator[Path]:
     """Files below a folder, and links to other folders, which are not followed.
 
     What begins with a dot is a program's: .git, .venv, ._name of macOS.
     """
-    for place, inner, names in os.walk(folder):
+    for place, inner, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         inner[:] = sorted(
-            name for name in inner if not name.startswith(".") and not layout.exists(Path(place, name))
+            name for name in inner if not name.startswith(".") and not _is_index(Path(place, name))
         )
         yield from (path for name in inner if (path := Path(place, name)).is_symlink())
         paths = (Path(place, name) for name in sorted(names) if not name.startswith("."))
         yield from (path for path in paths if path.is_file())  # and no pipe, nor a link to nothing
+
+
+def _is_index(folder: Path) -> bool:
+    try:
+        return layout.exists(folder)
+    except OSError:  # it may not be looked into, which is told when it cannot be listed
+        return False
 
 
 def _kind(path: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from itertools import chain, count
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from jacolbert_rag.datatypes import Document
+from jacolbert_rag.encode.normalize import clean
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.sources.decode import decode
 from jacolbert_rag.sources.html import read_html
@@ -152,20 +153,19 @@ def _of_sections(title: str, found: list[Section], metadata: Mapping[str, Any]) 
 
 def _documents(name: str, parts: list[Part]) -> Iterator[Document]:
     seen: set[str] = set()
+    numbers: Counter[str] = Counter()
     for part in parts:
-        if text := part.text.strip():
-            id = _unused(f"{name}#{part.place}" if part.place else name, seen)
-            seen.add(id)
-            yield Document(id, text, {**part.metadata, SOURCE_KEY: name}, part.title or _stem(name))
+        if not clean(part.text).strip():
+            continue
+        own = id = f"{name}#{part.place}" if part.place else name
+        while id in seen:  # the first with -2, -3 and so on behind it that is not taken
+            numbers[own] += 1
+            id = f"{own}-{numbers[own] + 1}"
+        seen.add(id)
+        yield Document(id, part.text.strip(), {**part.metadata, SOURCE_KEY: name}, part.title or _stem(name))
 
 
 def _stem(name: str) -> str:
     """A file's name without what tells its kind."""
     path = PurePosixPath(name)
     return PurePosixPath(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
-
-
-def _unused(id: str, seen: Container[str]) -> str:
-    """The id, or the first of it with -2, -3 and so on behind that is not taken."""
-    numbered = (f"{id}-{n}" for n in count(2))
-    return next(key for key in chain([id], numbered) if key not in seen)

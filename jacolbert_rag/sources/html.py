@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 # What is no text of a page: what steers it, what leads elsewhere, and the readings beside kanji, which would
 # be read as words between them.
-LEFT_OUT = ("script", "style", "template", "noscript", "svg", "nav", "footer", "form", "rt", "rp", "title")
+LEFT_OUT = (
+    "script", "style", "template", "noscript", "svg", "nav", "footer", "button", "select", "textarea",
+    "datalist", "rt", "rp", "title",
+)  # fmt: skip
+MAX_OPEN = 1_000  # signs of a tag that none ends: the time that the parser takes grows with their square
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _CELLS = ("td", "th")
 _BLOCKS = frozenset((
@@ -49,12 +53,17 @@ def read_html(data: bytes) -> Page:
     from bs4.exceptions import ParserRejectedMarkup
 
     text = decode(data, EncodingDetector.find_declared_encoding(data, is_html=True))
+    if text.count("<") - text.count(">") > MAX_OPEN:
+        raise InvalidInputError("it is no HTML that can be read: its tags do not end.")
     try:
         page = BeautifulSoup(text.replace("\0", ""), "html.parser")
     except (ParserRejectedMarkup, RecursionError) as error:
         raise InvalidInputError("it is no HTML that can be read. Save it anew in a browser.") from error
     title = " ".join(page.title.get_text().split()) if page.title is not None else ""
-    text = "".join(_pieces(page.find("main") or page.body or page))
+    main = page.find("main")
+    text = "".join(_pieces(main)) if main is not None else ""
+    if not text.strip():
+        text = "".join(_pieces(page.body or page))
     lines = (line.rstrip() for line in text.split("\n"))
     return Page(title, _sections([line for line in lines if line.strip()]))
 

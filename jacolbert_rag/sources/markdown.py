@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.*)")
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")  # ```code``` is code within a line
 _FRONT = re.compile(r"---[ \t]*\n(?P<yaml>(?:.*\n)*?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
 MAX_FRONT = 20_000  # characters; a longer one is text
 MAX_DEPTH = 20  # of brackets: the time that YAML takes grows with its square
@@ -53,7 +53,7 @@ def front_matter(text: str) -> FrontMatter:
             said = "" if isinstance(values, str) or values is None else "its front matter names no fields"
             return FrontMatter({}, text, said)
         return FrontMatter({str(key): _plain(value) for key, value in values.items()}, text[found.end() :])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February
+    except Exception as error:  # YAML's, and what makes a date of the 31st of February, or a number of ''
         return FrontMatter({}, text, f"its front matter is not YAML, so it is read as text ({_why(error)})")
 
 
@@ -72,14 +72,22 @@ def _depth(yaml: str) -> int:
     return max(depths, default=0)
 
 
-def _plain(value: Any) -> Any:
-    """A value of YAML in JSON's types."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value of YAML in JSON's types.
+
+    Raises:
+        ValueError: it is nested too deeply, or a number is too long.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(each, depth + 1) for each in value]
     if isinstance(value, datetime.date):  # and datetime
         return value.isoformat()
+    if isinstance(value, int):
+        str(value)  # fails where it has more digits than Python writes
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
@@ -93,16 +101,29 @@ def sections(text: str) -> list[Section]:
 def _sections(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     open_headings: list[tuple[int, str]] = []  # level and text
     lines: list[str] = []
-    fence = None
+    fence = ""  # that is open
     for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if mark and fence in (None, mark[1]):
-            fence = None if fence else mark[1]
-        heading = None if fence or mark else _HEADING.match(line.rstrip("\r\n"))
+        words = line.rstrip()
+        mark = _FENCE.match(words)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence) and not words[mark.end() :]:
+            fence = ""
+        heading = None if fence or mark else _heading(words)
         if heading is None:
             lines.append(line)
             continue
         yield tuple(title for _, title in open_headings), lines
-        level, lines = len(heading[1]), []
-        open_headings = [above for above in open_headings if above[0] < level] + [(level, heading[2])]
+        lines = []
+        open_headings = [above for above in open_headings if above[0] < heading[0]] + [heading]
     yield tuple(title for _, title in open_headings), lines
+
+
+def _heading(line: str) -> tuple[int, str] | None:
+    """Level and words of a heading, without the #s behind them; None where a line is none."""
+    found = _HEADING.match(line)
+    if found is None:
+        return None
+    bare = found[2].rstrip("#")
+    words = (found[2] if bare and bare[-1] not in " \t" else bare).strip()  # C# keeps its own
+    return (len(found[1]), words) if words else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -39,16 +39,18 @@ class FolderNames:
 
     Attributes:
         places: by name.
+        stored: gives the names of the files that are stored of a folder, by its name.
         notes: of folders that could not be called what they are.
     """
 
     places: dict[str, Place]
+    stored: Callable[[str], Collection[str]] = field(default=lambda name: (), compare=False)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Self:
-        """Names that `to_json` gave."""
-        return cls({name: Place(*place) for name, place in stored.items()})
+    def of(cls, known: Mapping[str, Any], stored: Callable[[str], Collection[str]] = lambda name: ()) -> Self:
+        """Names that `to_json` gave, and what is stored of them."""
+        return cls({name: Place(*place) for name, place in known.items()}, stored)
 
     def to_json(self) -> dict[str, list[str | bool]]:
         """As plain JSON."""
@@ -57,8 +59,9 @@ class FolderNames:
     def add(self, path: Path) -> None:
         """Give the folder of a path a name, unless the path lies in one that has.
 
-        A folder of a known name is the one that it was, moved, where nothing is at that one's place now.
-        Where that one is still there, they are two, and the new one's name gets a number.
+        A folder of a known name is the one that it was, moved, where nothing is at that one's place now and
+        the files that are stored of it are mostly here. Else they are two, and the new one's name gets a
+        number.
         """
         path, is_whole = placed(path), path.is_dir()
         if self._around(path) is not None:
@@ -70,19 +73,32 @@ class FolderNames:
         self.places[name] = Place(folder.as_posix(), is_whole)
 
     def _new_name(self, folder: Path) -> str:
-        own = name = unicodedata.normalize("NFC", folder.name) or "root"
+        # A name that ends with a colon is of what no folder holds; see examples/qa_web.
+        own = name = unicodedata.normalize("NFC", folder.name).rstrip(":") or "root"
         number = 1
-        while name in self.places and Path(self.places[name].path).exists():
+        while name in self.places and not self._is_moved(name, folder):
             number += 1
             name = f"{own}-{number}"
         if name in self.places:
-            self.notes.append(f"{name} is {folder} now; it was {self.places[name].path}.")
+            former = Path(self.places[name].path)
+            self.notes.append(f"{name} is {folder} now; it was {former}.")
+            for inner, place in self.places.items():  # folders within it that have names have moved with it
+                if inner != name and Path(place.path).is_relative_to(former):
+                    there = folder / Path(place.path).relative_to(former)
+                    self.places[inner] = place._replace(path=there.as_posix())
         elif name != own:
             self.notes.append(
-                f"{folder} is called {name} in this index, since {own} is {self.places[own].path}, which is "
-                "still there."
+                f"{folder} is called {name} in this index, since {own} is another folder: "
+                f"{self.places[own].path}"
             )
         return name
+
+    def _is_moved(self, name: str, folder: Path) -> bool:
+        """Whether a folder is the one that had this name, at another place."""
+        if Path(self.places[name].path).exists():
+            return False
+        below = [source.removeprefix(f"{name}/") for source in self.stored(name)]
+        return not below or 2 * sum((folder / each).exists() for each in below) > len(below)
 
     def name_of(self, path: Path) -> str:
         """The name of a path that was added, or lies in a folder that was."""

@@ -6,8 +6,6 @@ import io
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from jacolbert_rag.errors import InvalidInputError
@@ -42,30 +40,21 @@ def read_pdf(data: bytes) -> Pages:
     """
     from pypdf import PdfReader
 
+    log = logging.getLogger("pypdf")
+    if log.level == logging.NOTSET:  # what it says of a damaged file is told below, or does no harm
+        log.setLevel(logging.CRITICAL)
     try:
-        with _quiet():
-            reader = PdfReader(io.BytesIO(data))
-            if reader.is_encrypted and not reader.decrypt(""):
-                raise InvalidInputError("it asks for a password. Save it without one.")
-            found = reader.metadata.title if reader.metadata is not None else None
-            title = " ".join(str(found or "").split())
-            texts = [unwrapped(page.extract_text().translate(_RADICALS)) for page in reader.pages]
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise InvalidInputError("it asks for a password. Save it without one.")
+        found = reader.metadata.title if reader.metadata is not None else None
+        title = " ".join(str(found or "").split())
+        texts = [unwrapped(page.extract_text().translate(_RADICALS)) for page in reader.pages]
     except InvalidInputError:
         raise
     except Exception as error:  # of a broken file pypdf raises what it stumbled over, of any kind
         raise InvalidInputError(f"it is no PDF that can be read ({error}). Save it anew.") from error
     return Pages("" if _NO_TITLE.fullmatch(title) else title, texts)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what pypdf logs of a damaged file: the error says it, or the text is there all the same."""
-    logger = logging.getLogger("pypdf")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def unwrapped(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
+from jacolbert_rag.index.database import check_documents
 from jacolbert_rag.sources.files import documents_of, files_of, is_json
 from jacolbert_rag.sources.names import FolderNames
 
@@ -23,6 +24,7 @@ class Reading:
         lines: documents of JSON lines, which have ids of their own.
         folders: those that were named.
         paths: of all files, read or not.
+        unlisted: folders whose files are not known.
         names: of the files.
         n_blank: documents of JSON lines without text, which are left out.
         problems: files that could not be read, each with why.
@@ -34,6 +36,7 @@ class Reading:
     lines: Sequence[Document]
     folders: Sequence[Path]
     paths: Sequence[Path]
+    unlisted: Sequence[Path]
     names: FolderNames
     n_blank: int
     problems: Sequence[str]
@@ -45,6 +48,7 @@ def read_files(
     paths: Iterable[str | Path],
     *,
     folders: Mapping[str, Any] | None = None,
+    stored: Callable[[str], Collection[str]] = lambda name: (),
     more: Iterable[Document] = (),
     may_be_empty: bool = False,
 ) -> Reading:
@@ -53,6 +57,7 @@ def read_files(
     Args:
         paths: of files or folders.
         folders: what folders are called already; see `FolderNames.to_json`.
+        stored: gives the names of the files that are stored of a folder, by its name.
         more: documents from elsewhere.
         may_be_empty: whether a folder may have no file that is read.
 
@@ -60,15 +65,16 @@ def read_files(
         InvalidInputError: a path does not exist or is of no kind that is read, or an id is there twice.
     """
     given = [Path(path).expanduser() for path in paths]
-    files, others = files_of(given, may_be_empty=may_be_empty)
-    names = FolderNames.of(folders or {})
+    files, others, unlisted = files_of(given, may_be_empty=may_be_empty)
+    names = FolderNames.of(folders or {}, stored)
     for path in given:
         names.add(path)
     said: dict[str, list[Document]] = {}
     lines: dict[str, Document] = {}
     where: dict[str, str] = {}
-    problems: list[str] = []
+    problems = [f"{path}: the folder cannot be listed." for path in unlisted]
     notes: list[str] = []
+    ids: set[str] = set()
     lacking: Counter[str] = Counter()
 
     def add(found: Iterable[Document], origin: str) -> None:
@@ -85,6 +91,11 @@ def read_files(
         name = names.name_of(path)
         try:
             found = documents_of(path, name)
+            check_documents(found.documents)
+            if name in said:
+                raise InvalidInputError(f"{path}: another file is called {name}, too. Rename one.")
+            if taken := next((each.id for each in found.documents if each.id in ids), None):
+                raise InvalidInputError(f"{path}: another file has a section {taken}, too. Rename one.")
         except OptionalDependencyError as error:
             lacking[str(error)] += 1
         except InvalidInputError as error:
@@ -95,11 +106,12 @@ def read_files(
                 add(found.documents, str(path))
             else:
                 said[name] = found.documents
+                ids |= {each.id for each in found.documents}
                 notes += [f"{path}: it has no text"] if not found.documents else []
     add(more, "standard input")
     problems += [f"{n} file{'s' * (n != 1)}: {why}" for why, n in lacking.items()]
     with_text = [document for document in lines.values() if document.text.strip()]
     return Reading(
-        said, with_text, [path for path in given if path.is_dir()], files, names,
+        said, with_text, [path for path in given if path.is_dir()], files, unlisted, names,
         len(lines) - len(with_text), problems, [*names.notes, *notes], others,
     )  # fmt: skip

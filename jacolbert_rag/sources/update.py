@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.splitter import parent_of
+from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.progress import Progress
 from jacolbert_rag.retriever import JaColBERTRetriever
 from jacolbert_rag.sources.formats import SOURCE_KEY
@@ -64,7 +65,9 @@ def index_files(
     Raises:
         InvalidInputError: a path does not exist, or an id is there twice; nothing was stored then.
     """
-    reading = read_files(paths, folders=folders_of(retriever), may_be_empty=prune)
+    reading = read_files(
+        paths, folders=folders_of(retriever), stored=stored_of(retriever), may_be_empty=prune
+    )
     return index_reading(retriever, reading, prune=prune, progress=progress)
 
 
@@ -72,6 +75,16 @@ def folders_of(retriever: JaColBERTRetriever) -> Mapping[str, Any]:
     """What folders are called in an index, for `read_files`."""
     known: Mapping[str, Any] = retriever.extra(FOLDERS_KEY) or {}
     return known
+
+
+def stored_of(retriever: JaColBERTRetriever) -> Callable[[str], Collection[str]]:
+    """Gives the names of the files that are stored of a folder, for `read_files`."""
+
+    def files(folder: str) -> Collection[str]:
+        named = (_file_of(document) for document in retriever.documents())
+        return {name for name in named if name is not None and name.startswith(f"{folder}/")}
+
+    return files
 
 
 def index_reading(
@@ -101,12 +114,13 @@ def delete_named(retriever: JaColBERTRetriever, name: str) -> list[str]:
     Returns:
         The ids that were in the index, those of chunks too.
     """
+    if not name.strip("/ "):
+        raise InvalidInputError(f"the name {name!r} is of no document, file or folder.")
     below = f"{name.rstrip('/')}/"
     of_files = {
         parent_of(document) or document.id
         for document in retriever.documents()
-        if isinstance(source := document.metadata.get(SOURCE_KEY), str)
-        and (source == name or source.startswith(below))
+        if (source := _file_of(document)) is not None and (source == name or source.startswith(below))
     }
     return retriever.delete([name, *sorted(of_files - {name})])
 
@@ -142,11 +156,17 @@ def replace_files(
 def _no_longer_said(retriever: JaColBERTRetriever, said: Mapping[str, Sequence[Document]]) -> set[str]:
     """Ids of documents that are stored of these files, and that they no longer have."""
     return {
-        parent_of(document) or document.id
+        id
         for source, current in said.items()
-        for document in _stored_of(retriever, source)
-        if (parent_of(document) or document.id) not in {each.id for each in current}
+        for id in {parent_of(document) or document.id for document in _stored_of(retriever, source)}
+        - {each.id for each in current}
     }
+
+
+def _file_of(document: Document) -> str | None:
+    """The file that a document was read from here; None for others, whatever source they name."""
+    source, id = document.metadata.get(SOURCE_KEY), parent_of(document) or document.id
+    return source if isinstance(source, str) and (id == source or id.startswith(f"{source}#")) else None
 
 
 def _stored_of(retriever: JaColBERTRetriever, source: str) -> list[Document]:
@@ -166,11 +186,15 @@ def _of_files_that_are_gone(retriever: JaColBERTRetriever, reading: Reading) -> 
         for folder in reading.folders
         for start in (*names.starts_within(folder), f"{folder.resolve().as_posix()}/")
     )
+    unknown = tuple(f"{names.name_of(folder)}/" for folder in reading.unlisted)
+    given = {document.id for document in reading.lines}
     found: dict[str, set[str]] = {}
     for document in retriever.documents() if below else ():
-        source = document.metadata.get(SOURCE_KEY)
-        if isinstance(source, str) and source.startswith(below) and source not in there:
-            found.setdefault(source, set()).add(parent_of(document) or document.id)
+        source, id = _file_of(document), parent_of(document) or document.id
+        if source is None or not source.startswith(below) or source in there or id in given:
+            continue
+        if not source.startswith(unknown):
+            found.setdefault(source, set()).add(id)
     return found
 
 
