@@ -147,26 +147,22 @@ def print_outcome(done: Outcome, index: str, n_passages: int) -> None:
     for problem in done.problems:
         console.print(f"Left out: {printable(problem)}")
     if done.n_blank:
-        console.print(f"{_documents(done.n_blank)} without text {_were(done.n_blank)} left out.")
+        console.print(f"{_counted(done.n_blank, 'document')} without text left out.")
     if done.others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(done.others).most_common(MAX_KINDS))
         more = ", …" if len(done.others) > MAX_KINDS else ""
         console.print(f"Files of kinds that are not read here: {printable(kinds)}{more}")
     if done.n_gone:
-        print_note(f"{done.n_gone:,} files are no longer there; --prune deletes what they said.")
+        print_note(f"{_counted(done.n_gone, 'file')} no longer there; --prune deletes what is stored of it.")
     deleted = f", {done.n_deleted:,} deleted" if done.n_deleted else ""
     console.print(
-        f"{_documents(done.n_changed)} indexed, {done.n_unchanged:,} unchanged{deleted}: {index} has "
-        f"{n_passages:,} passages now."
+        f"{_counted(done.n_changed, 'document')} indexed, {done.n_unchanged:,} unchanged{deleted}: {index} has "
+        f"{_counted(n_passages, 'passage')} now."
     )
 
 
-def _documents(n: int) -> str:
-    return f"{n:,} document{'s' * (n != 1)}"
-
-
-def _were(n: int) -> str:
-    return "were" if n != 1 else "was"
+def _counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 def print_hits(hits: Sequence[Hit], threshold: float | None = None, *, is_empty: bool = False) -> None:

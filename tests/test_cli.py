@@ -194,7 +194,7 @@ def test_blank_documents_are_left_out_and_counted(tiny_model: Path, tmp_path: Pa
     rows = [{"id": "a", "text": "本文"}, {"id": "b", "text": " \u3000"}, {"id": "c", "text": ""}]
     path = write_json_lines(tmp_path / "c.jsonl", rows)
     result = run("index", path, "--out", tmp_path / "i", "--model", tiny_model)
-    assert "2 documents without text were left out" in result.stderr
+    assert "2 documents without text left out" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_what_is_gone_is_noted_and_can_be_deleted(tiny_model: Path, tmp_path: Pa
     run("index", folder, "--out", out, "--model", tiny_model)
     (folder / "旧" / "二.md").unlink()
     noted = run("index", folder, "--out", out).stderr
-    assert "1 files are no longer there; --prune deletes" in noted.replace("\n", " ")
+    assert "1 file no longer there; --prune deletes" in noted.replace("\n", " ")
     assert "passages deleted" in run("delete", out, "規程/旧/").stdout
     left = JaColBERTRetriever.load(out)
     assert {document.metadata["source"] for document in left} == {"規程/一.md"}
