@@ -153,11 +153,12 @@ def print_outcome(done: Outcome, index: str, n_passages: int) -> None:
         more = ", …" if len(done.others) > MAX_KINDS else ""
         console.print(f"Files of kinds that are not read here: {printable(kinds)}{more}")
     if done.n_gone:
-        print_note(f"{_counted(done.n_gone, 'file')} no longer there; --prune deletes what is stored of it.")
+        gone = _counted(done.n_gone, "file")
+        print_note(f"{gone} no longer there; --prune deletes what is stored of it.")
     deleted = f", {done.n_deleted:,} deleted" if done.n_deleted else ""
     console.print(
-        f"{_counted(done.n_changed, 'document')} indexed, {done.n_unchanged:,} unchanged{deleted}: {index} has "
-        f"{_counted(n_passages, 'passage')} now."
+        f"{_counted(done.n_changed, 'document')} indexed, {done.n_unchanged:,} unchanged{deleted}: "
+        f"{index} has {_counted(n_passages, 'passage')} now."
     )
 
 
