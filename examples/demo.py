@@ -47,7 +47,7 @@ def open_demo() -> JaColBERTRetriever:
         retriever = JaColBERTRetriever.open(INDEX)
     except JaColBERTError:  # it is not there, or of another version's weights
         return build_demo()
-    if retriever.calibration is None:
+    if retriever.is_calibration_due():
         retriever.calibrate()
     return retriever
 

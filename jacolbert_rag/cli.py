@@ -69,6 +69,7 @@ def index(
     Exits with 1 where a file could not be read; the others are indexed.
     """
     from jacolbert_rag import sources, terminal
+    from jacolbert_rag.calibration import LEAST_SENTENCES
     from jacolbert_rag.index import layout
     from jacolbert_rag.retriever import JaColBERTRetriever
     from jacolbert_rag.sources.json_lines import read_json_lines
@@ -84,8 +85,7 @@ def index(
         named = [path for path in paths if str(path) != STDIN]
         reading = sources.read_files(
             named,
-            folders=sources.folders_of(retriever) if retriever is not None else None,
-            stored=sources.stored_of(retriever) if retriever is not None else lambda name: (),
+            index=retriever,
             more=read_json_lines("standard input", _lines()) if len(named) < len(paths) else (),
             may_be_empty=prune,
         )
@@ -106,7 +106,11 @@ def index(
         elif retriever.threshold("hybrid") is None:
             terminal.print_note(
                 "not calibrated, so that search cannot tell what is weak: "
-                + ("index … --calibrate does that." if is_due else "that takes 20 passages or more.")
+                + (
+                    "index … --calibrate does that."
+                    if is_due
+                    else f"that takes {LEAST_SENTENCES} passages or more."
+                )
             )
         retriever.close()
     if done.problems:

@@ -15,10 +15,8 @@ from jacolbert_rag.errors import JaColBERTError
 from jacolbert_rag.retriever import JaColBERTRetriever
 
 MAX_BATCH = 16  # queries; more are little faster, and each waits for all
-LARGE, LARGE_MARKED = (
-    100,
-    20,
-)  # hits above which a search goes by itself; with highlights, which take most time
+LARGE = 100  # hits above which a search goes by itself
+LARGE_MARKED = 20  # the same with highlights, which take most of the time
 
 
 @dataclass(frozen=True)

@@ -493,7 +493,8 @@ def _answer_errors(app: FastAPI) -> None:
                 415,
             )
         if any(each["type"] == "json_invalid" for each in error.errors()):
-            return PlainJSON({"detail": f"The body is not JSON: {error.errors()[0]['ctx']['error']}"}, 400)
+            why = error.errors()[0]["ctx"]["error"]
+            return PlainJSON({"detail": f"The body is not JSON: {why}. See /docs for one that is."}, 400)
         # What was sent is not sent back: it may be what JSON cannot hold.
         said = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return PlainJSON({"detail": "; ".join(said)}, 422)

@@ -101,13 +101,15 @@ ALLOWED: dict[str, set[str]] = {
                                "sources.pdf"},
     "sources.files": BASE | {"index", "index.layout", "sources", "sources.formats", "sources.json_lines"},
     "sources.names": set(),
-    "sources.read": BASE | {"index.database", "sources.files", "sources.names"},
+    "sources.read": BASE | {"encode.splitter", "index.database", "retriever", "sources.files",
+                            "sources.formats", "sources.names"},
     "sources.update": BASE | {"encode.splitter", "progress", "retriever", "sources.formats", "sources.read"},
     "terminal": BASE | {"doctor", "encode.splitter", "index.stats"},
     "searches": BASE | {"retriever"},
     "server": BASE | {"retriever", "searches"},
-    "cli": BASE | {"retriever", "doctor", "encode", "encode.checkpoint", "index", "index.filters",
-                   "index.index", "index.layout", "index.stats", "server", "sources.json_lines", "terminal"},
+    "cli": BASE | {"calibration", "retriever", "doctor", "encode", "encode.checkpoint", "index",
+                   "index.filters", "index.index", "index.layout", "index.stats", "server",
+                   "sources.json_lines", "terminal"},
 }  # fmt: skip
 
 # Third-party homes: a package may be imported by these modules only.

@@ -205,7 +205,7 @@ def test_the_main_part_of_a_page_is_taken() -> None:
 
 def test_a_page_in_one_form_and_a_main_part_without_text() -> None:
     form = "<h1>規程</h1><p>本文です。</p><select><option>選択</select><button>送信</button>"
-    html = f"<p>前書き。</p><form>{form}</form>"
+    html = f"<h2> </h2><p>前書き。</p><form>{form}</form>"
     documents = sources.content_of("a.aspx.html", html.encode()).documents
     assert [document.text for document in documents] == ["前書き。", "本文です。"]
     (document,) = sources.content_of("a.html", "<main> </main><p>本文。</p>".encode()).documents

@@ -64,7 +64,7 @@ def _is_dir(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:  # a name that is too long
-        raise InvalidInputError(f"{path} cannot be read ({error.strerror}).") from error
+        raise InvalidInputError(f"{path} cannot be read ({error.strerror}). Name another.") from error
 
 
 def _below(folder: Path, unlisted: list[Path]) -> Iterator[Path]:
@@ -120,7 +120,9 @@ def documents_of(path: Path, name: str | None = None) -> Content:
             return content_of(name if name is not None else path.name, data)
         text = (unpacked(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
     except OSError as error:
-        raise InvalidInputError(f"{path}: it cannot be read ({error.strerror}).") from error
+        raise InvalidInputError(
+            f"{path}: it cannot be read ({error.strerror}). Check who may read it."
+        ) from error
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f"{path}: it is not UTF-8 ({error}), as JSON must be. Save it as UTF-8; of Shift_JIS: "

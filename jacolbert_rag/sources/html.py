@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.sources.decode import decode
-from jacolbert_rag.sources.markdown import Section
+from jacolbert_rag.sources.markdown import Heading, Section, grouped
 
 if TYPE_CHECKING:
     from bs4.element import Tag
@@ -54,7 +54,9 @@ def read_html(data: bytes) -> Page:
 
     text = decode(data, EncodingDetector.find_declared_encoding(data, is_html=True))
     if text.count("<") - text.count(">") > MAX_OPEN:
-        raise InvalidInputError("it is no HTML that can be read: its tags do not end.")
+        raise InvalidInputError(
+            "it is no HTML that can be read: its tags do not end. Save it anew in a browser."
+        )
     try:
         page = BeautifulSoup(text.replace("\0", ""), "html.parser")
     except (ParserRejectedMarkup, RecursionError) as error:
@@ -65,7 +67,7 @@ def read_html(data: bytes) -> Page:
     if not text.strip():
         text = "".join(_pieces(page.body or page))
     lines = (line.rstrip() for line in text.split("\n"))
-    return Page(title, _sections([line for line in lines if line.strip()]))
+    return Page(title, list(grouped(_line(line) for line in lines if line.strip())))
 
 
 def _pieces(root: Tag) -> Iterator[str]:
@@ -107,17 +109,10 @@ def _border(name: str, heading: str) -> str:
     return " " if heading else "\n"
 
 
-def _sections(lines: list[str]) -> list[Section]:
-    """Lines under the headings above them."""
-    found: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
-    above: list[tuple[int, str]] = []
-    for line in lines:
-        heading = _HEADING.fullmatch(line.strip())
-        if heading is None:
-            found[-1][1].append(line.strip(" "))
-            continue
-        if words := " ".join(heading[2].split()):
-            level = int(heading[1])
-            above = [each for each in above if each[0] < level] + [(level, words)]
-            found.append((tuple(words for _, words in above), []))
-    return [Section(headings, "\n".join(text)) for headings, text in found]
+def _line(line: str) -> str | Heading:
+    """A line of text, or the heading that it is; one without words is nothing."""
+    found = _HEADING.fullmatch(line.strip())
+    if found is None:
+        return f"{line.strip(' ')}\n"
+    words = " ".join(found[2].split())
+    return Heading(int(found[1]), words) if words else ""

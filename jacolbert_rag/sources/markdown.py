@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -21,6 +21,13 @@ class Section(NamedTuple):
 
     headings: tuple[str, ...]
     text: str
+
+
+class Heading(NamedTuple):
+    """What stands above a section; 1 is the highest level."""
+
+    level: int
+    words: str
 
 
 class FrontMatter(NamedTuple):
@@ -95,12 +102,24 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def sections(text: str) -> list[Section]:
     """Sections of Markdown, in order. What stands before the first heading has none."""
-    return [Section(headings, "".join(lines)) for headings, lines in _sections(text)]
+    return list(grouped(_lines(text)))
 
 
-def _sections(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    open_headings: list[tuple[int, str]] = []  # level and text
-    lines: list[str] = []
+def grouped(lines: Iterable[str | Heading]) -> Iterator[Section]:
+    """Lines, with their ends, as sections under the headings above them; the first has none."""
+    above: list[Heading] = []
+    held: list[str] = []
+    for line in lines:
+        if isinstance(line, str):
+            held.append(line)
+            continue
+        yield Section(tuple(each.words for each in above), "".join(held))
+        held, above = [], [*(each for each in above if each.level < line.level), line]
+    yield Section(tuple(each.words for each in above), "".join(held))
+
+
+def _lines(text: str) -> Iterator[str | Heading]:
+    """Lines of Markdown, headings outside code apart."""
     fence = ""  # that is open
     for line in text.splitlines(keepends=True):
         words = line.rstrip()
@@ -109,21 +128,14 @@ def _sections(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
             fence = mark[1]
         elif mark and mark[1].startswith(fence) and not words[mark.end() :]:
             fence = ""
-        heading = None if fence or mark else _heading(words)
-        if heading is None:
-            lines.append(line)
-            continue
-        yield tuple(title for _, title in open_headings), lines
-        lines = []
-        open_headings = [above for above in open_headings if above[0] < heading[0]] + [heading]
-    yield tuple(title for _, title in open_headings), lines
+        yield (None if fence or mark else _heading(words)) or line
 
 
-def _heading(line: str) -> tuple[int, str] | None:
-    """Level and words of a heading, without the #s behind them; None where a line is none."""
+def _heading(line: str) -> Heading | None:
+    """A heading without the #s behind it; None where a line is none."""
     found = _HEADING.match(line)
     if found is None:
         return None
     bare = found[2].rstrip("#")
     words = (found[2] if bare and bare[-1] not in " \t" else bare).strip()  # C# keeps its own
-    return (len(found[1]), words) if words else None
+    return Heading(len(found[1]), words) if words else None

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jacolbert_rag.datatypes import Document
+from jacolbert_rag.encode.splitter import parent_of
 from jacolbert_rag.errors import InvalidInputError, OptionalDependencyError
 from jacolbert_rag.index.database import check_documents
+from jacolbert_rag.retriever import JaColBERTRetriever
 from jacolbert_rag.sources.files import documents_of, files_of, is_json
+from jacolbert_rag.sources.formats import SOURCE_KEY
 from jacolbert_rag.sources.names import FolderNames
+
+FOLDERS_KEY = "folders"  # of what is kept with an index
+
+
+def folder_names(index: JaColBERTRetriever) -> FolderNames:
+    """What folders are called in an index."""
+
+    def stored(folder: str) -> Collection[str]:
+        named = (file_of(document) for document in index.documents())
+        return {name for name in named if name is not None and name.startswith(f"{folder}/")}
+
+    return FolderNames.of(index.extra(FOLDERS_KEY) or {}, stored)
+
+
+def file_of(document: Document) -> str | None:
+    """The file that a document was read from here; None for others, whatever source they name."""
+    source, id = document.metadata.get(SOURCE_KEY), parent_of(document) or document.id
+    return source if isinstance(source, str) and (id == source or id.startswith(f"{source}#")) else None
 
 
 @dataclass(frozen=True)
@@ -47,8 +67,7 @@ class Reading:
 def read_files(
     paths: Iterable[str | Path],
     *,
-    folders: Mapping[str, Any] | None = None,
-    stored: Callable[[str], Collection[str]] = lambda name: (),
+    index: JaColBERTRetriever | None = None,
     more: Iterable[Document] = (),
     may_be_empty: bool = False,
 ) -> Reading:
@@ -56,8 +75,7 @@ def read_files(
 
     Args:
         paths: of files or folders.
-        folders: what folders are called already; see `FolderNames.to_json`.
-        stored: gives the names of the files that are stored of a folder, by its name.
+        index: that knows what folders are called; None where there is none yet.
         more: documents from elsewhere.
         may_be_empty: whether a folder may have no file that is read.
 
@@ -66,13 +84,13 @@ def read_files(
     """
     given = [Path(path).expanduser() for path in paths]
     files, others, unlisted = files_of(given, may_be_empty=may_be_empty)
-    names = FolderNames.of(folders or {}, stored)
+    names = folder_names(index) if index is not None else FolderNames({})
     for path in given:
         names.add(path)
     said: dict[str, list[Document]] = {}
     lines: dict[str, Document] = {}
     where: dict[str, str] = {}
-    problems = [f"{path}: the folder cannot be listed." for path in unlisted]
+    problems = [f"{path}: the folder cannot be listed. Check who may read it." for path in unlisted]
     notes: list[str] = []
     ids: set[str] = set()
     lacking: Counter[str] = Counter()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jacolbert_rag.datatypes import Document
 from jacolbert_rag.encode.splitter import parent_of
@@ -13,9 +12,7 @@ from jacolbert_rag.errors import InvalidInputError
 from jacolbert_rag.progress import Progress
 from jacolbert_rag.retriever import JaColBERTRetriever
 from jacolbert_rag.sources.formats import SOURCE_KEY
-from jacolbert_rag.sources.read import Reading, read_files
-
-FOLDERS_KEY = "folders"  # of what is kept with an index
+from jacolbert_rag.sources.read import FOLDERS_KEY, Reading, file_of, folder_names, read_files
 
 
 @dataclass(frozen=True)
@@ -65,33 +62,15 @@ def index_files(
     Raises:
         InvalidInputError: a path does not exist, or an id is there twice; nothing was stored then.
     """
-    reading = read_files(
-        paths, folders=folders_of(retriever), stored=stored_of(retriever), may_be_empty=prune
-    )
+    reading = read_files(paths, index=retriever, may_be_empty=prune)
     return index_reading(retriever, reading, prune=prune, progress=progress)
-
-
-def folders_of(retriever: JaColBERTRetriever) -> Mapping[str, Any]:
-    """What folders are called in an index, for `read_files`."""
-    known: Mapping[str, Any] = retriever.extra(FOLDERS_KEY) or {}
-    return known
-
-
-def stored_of(retriever: JaColBERTRetriever) -> Callable[[str], Collection[str]]:
-    """Gives the names of the files that are stored of a folder, for `read_files`."""
-
-    def files(folder: str) -> Collection[str]:
-        named = (_file_of(document) for document in retriever.documents())
-        return {name for name in named if name is not None and name.startswith(f"{folder}/")}
-
-    return files
 
 
 def index_reading(
     retriever: JaColBERTRetriever, reading: Reading, *, prune: bool = False, progress: Progress = False
 ) -> Outcome:
     """`index_files` of what was read of them."""
-    if reading.names.to_json() != folders_of(retriever):
+    if reading.names.places != folder_names(retriever).places:
         retriever.set_extra(FOLDERS_KEY, reading.names.to_json())
     n_changed, n_deleted = replace_files(retriever, reading.said, more=reading.lines, progress=progress)
     # Ids of version 0.1.0 began with the file's path.
@@ -115,12 +94,14 @@ def delete_named(retriever: JaColBERTRetriever, name: str) -> list[str]:
         The ids that were in the index, those of chunks too.
     """
     if not name.strip("/ "):
-        raise InvalidInputError(f"the name {name!r} is of no document, file or folder.")
+        raise InvalidInputError(
+            f"the name {name!r} is of no document, file or folder. Name one as search shows it."
+        )
     below = f"{name.rstrip('/')}/"
     of_files = {
         parent_of(document) or document.id
         for document in retriever.documents()
-        if (source := _file_of(document)) is not None and (source == name or source.startswith(below))
+        if (source := file_of(document)) is not None and (source == name or source.startswith(below))
     }
     return retriever.delete([name, *sorted(of_files - {name})])
 
@@ -163,12 +144,6 @@ def _no_longer_said(retriever: JaColBERTRetriever, said: Mapping[str, Sequence[D
     }
 
 
-def _file_of(document: Document) -> str | None:
-    """The file that a document was read from here; None for others, whatever source they name."""
-    source, id = document.metadata.get(SOURCE_KEY), parent_of(document) or document.id
-    return source if isinstance(source, str) and (id == source or id.startswith(f"{source}#")) else None
-
-
 def _stored_of(retriever: JaColBERTRetriever, source: str) -> list[Document]:
     """Documents and chunks of a file."""
     found = retriever.get([source, *retriever.ids(f"{source}#")])
@@ -190,7 +165,7 @@ def _of_files_that_are_gone(retriever: JaColBERTRetriever, reading: Reading) -> 
     given = {document.id for document in reading.lines}
     found: dict[str, set[str]] = {}
     for document in retriever.documents() if below else ():
-        source, id = _file_of(document), parent_of(document) or document.id
+        source, id = file_of(document), parent_of(document) or document.id
         if source is None or not source.startswith(below) or source in there or id in given:
             continue
         if not source.startswith(unknown):
