@@ -55,12 +55,12 @@ def _between(text: str, begin: str, table: str, end: str) -> str:
 def abstaining(results: list[dict[str, Any]]) -> str:
     """A Markdown table of how often search abstains, one line a result."""
     heads = ["dataset", "questions", "with their passages", "without them", "questions that nothing answers"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = [heads]
     for row in results:
         never = f"{row['unanswerable']:.3f} of {row['n_unanswerable']}" if row["n_unanswerable"] else ""
         shares = [f"{row['with_answer']:.3f}", f"{row['without_answer']:.3f}", never]
         lines.append([f"{row['dataset']} {row['split']}", str(row["n_queries"]), *shares])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines, n_left=1)
 
 
 def short(results: list[dict[str, Any]]) -> str:
@@ -69,24 +69,30 @@ def short(results: list[dict[str, Any]]) -> str:
     for row in results:
         found.setdefault((f"{row['dataset']} {row['split']}", row["n_queries"]), {})[row["system"]] = row
     heads = ["nDCG@10", "questions", *SYSTEMS, "hybrid, p50 ms"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = [heads]
     for (where, n_queries), systems in found.items():
         values = [f"{systems[name]['measures']['nDCG@10']:.3f}" for name in SYSTEMS]
         p50 = number(systems["hybrid"]["latency_ms"].get("p50"), ".1f")
         lines.append([where, f"{n_queries:,}", *values, p50])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines, n_left=1)
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """A Markdown table, one line a result."""
     heads = ["dataset", "questions", "system", *SHOWN, "p50 ms"]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    lines = [heads]
     for row in results:
         values = [f"{row['measures'][name]:.3f}" for name in SHOWN]
         where = f"{row['dataset']} {row['split']}"
         p50 = number(row["latency_ms"].get("p50"), ".1f")
         lines.append([where, str(row["n_queries"]), row["system"], *values, p50])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines, n_left=3)
+
+
+def _table(lines: list[list[str]], *, n_left: int) -> str:
+    """Lines, the first of heads, as Markdown; the first columns hold words, and the others figures."""
+    marks = ["---"] * n_left + ["---:"] * (len(lines[0]) - n_left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], marks, *lines[1:]])
 
 
 if __name__ == "__main__":

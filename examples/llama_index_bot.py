@@ -53,7 +53,7 @@ def make_engine(retriever: JaColBERTRetriever, llm: LLM | None, section: str | N
         k=N_FOUND,
         mode="hybrid",
         filters={"section": section} if section else None,
-        abstain=retriever.calibration is not None,
+        abstain=retriever.threshold("hybrid") is not None,
     )
     mark = answering.new_mark()
     template = ChatPromptTemplate(
